@@ -1,0 +1,39 @@
+// dtable[v, e] (+)= sum of dy[r, e] over the rows r with ids[r] = v
+//
+// One thread an element of the table adds its rows in order: no atomics, the same bits every time.
+// Grid: workgroups folded into x and y; repeat.x = chunk of rows.
+
+struct Params {
+  rows: u32,
+  columns: u32,
+  vocab_size: u32,
+  accumulate: u32,
+}
+
+@group(0) @binding(0) var<storage, read> ids: array<u32>;          // [rows]
+@group(0) @binding(1) var<storage, read> dy: array<f32>;           // [rows, columns]
+@group(0) @binding(2) var<storage, read_write> dtable: array<f32>; // [V, columns]
+@group(1) @binding(0) var<uniform> params: Params;
+@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
+
+const CHUNK = 32768u;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let e = (wg.y * wgs.x + wg.x) * 256u + lane;
+  if (e < params.vocab_size * params.columns) {
+    let token = e / params.columns;
+    let column = e % params.columns;
+    let end = min(params.rows, (repeat.x + 1u) * CHUNK);
+    var sum = 0.0;
+    if (repeat.x > 0u || params.accumulate > 0u) {
+      sum = dtable[e];
+    }
+    for (var row = repeat.x * CHUNK; row < end; row++) {
+      if (ids[row] == token) {
+        sum += dy[row * params.columns + column];
+      }
+    }
+    dtable[e] = sum;
+  }
+}

@@ -1,0 +1,104 @@
+// One step back through time. dh and dc hold what flows in from outside on entry, and the whole gradient on return.
+//
+//   dh[after] += dgates[t of the step worked on just before] W_hh
+//   dct = dc[after] + dh[after] o (1 - tanh^2 c);   dc[after] = dct;   dc[before] += dct f
+//   do = dh tanh(c) o (1-o);  dg = dct i (1-g^2);  di = dct g i (1-i);  df = dct c[before] f (1-f)
+//
+// repeat.x = n, steps counted from the last one back; n = T only adds the recurrent part to dh of the initial state.
+//
+// Tile of 8 rows x 8 units, the 4H summed gates in slices of 64 through workgroup memory; a thread owns one
+// unit of one row. Any size; tails guarded. Grid: x over units, y over rows, 8 a workgroup each.
+
+struct Params {
+  steps: u32,
+  batch: u32,
+  hidden: u32,
+  reverse: u32,
+}
+
+@group(0) @binding(0) var<storage, read> weight_hh: array<f32>;    // [4H, H]
+@group(0) @binding(1) var<storage, read> gates: array<f32>;        // [T, B, 4H] activated
+@group(0) @binding(2) var<storage, read> c: array<f32>;            // [T+1, B, H]
+@group(0) @binding(3) var<storage, read_write> dgates: array<f32>; // [T, B, 4H] of the pre-activations
+@group(0) @binding(4) var<storage, read_write> dh: array<f32>;     // [T+1, B, H]
+@group(0) @binding(5) var<storage, read_write> dc: array<f32>;     // [T+1, B, H]
+@group(1) @binding(0) var<uniform> params: Params;
+@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
+
+var<workgroup> d_tile: array<f32, 520>; // [8 rows][64 + 1]
+var<workgroup> w_tile: array<f32, 512>; // [64][8 units]
+
+// Never the built-in tanh (NaN for large arguments on some drivers), never exp of an unclamped value.
+// clamp may swallow a NaN, so a NaN is handed through by its bits.
+fn is_nan(v: vec4<f32>) -> vec4<bool> {
+  return (bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+}
+
+fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
+  let a = min(abs(v), vec4<f32>(10.0));
+  let z = a * a;
+  let p = ((((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z - 3.33332819422e-1) * z * a + a;
+  let q = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
+  return select(sign(v) * select(q, p, a < vec4<f32>(0.625)), v, is_nan(v));
+}
+
+@compute @workgroup_size(8, 8)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  // n-th step from the end; at n = T the "state after" is the initial state
+  let n = repeat.x;
+  let reverse = params.reverse > 0u;
+  let after = select(params.steps - n, n, reverse) * params.batch;
+  let before = select(params.steps - n - 1u, n + 1u, reverse) * params.batch;
+  let t = select(params.steps - n - 1u, n, reverse);
+  let t_next = select(params.steps - n, n - 1u, reverse);
+  let gate_count = 4u * params.hidden;
+  let row0 = wg.y * 8u;
+  let unit0 = wg.x * 8u;
+  var sum = 0.0;
+  if (n > 0u) {
+    for (var k0 = 0u; k0 < gate_count; k0 += 64u) {
+      workgroupBarrier();
+      for (var e = lane; e < 512u; e += 64u) {
+        let row = row0 + e / 64u;
+        var d = 0.0;
+        if (row < params.batch && k0 + e % 64u < gate_count) {
+          d = dgates[(t_next * params.batch + row) * gate_count + k0 + e % 64u];
+        }
+        d_tile[(e / 64u) * 65u + e % 64u] = d;
+        let unit = unit0 + e % 8u;
+        var w = 0.0;
+        if (unit < params.hidden && k0 + e / 8u < gate_count) {
+          w = weight_hh[(k0 + e / 8u) * params.hidden + unit];
+        }
+        w_tile[e] = w;
+      }
+      workgroupBarrier();
+      for (var k = 0u; k < 64u; k++) {
+        sum = fma(d_tile[li.y * 65u + k], w_tile[k * 8u + li.x], sum);
+      }
+    }
+  }
+  let row = row0 + li.y;
+  let unit = unit0 + li.x;
+  if (row < params.batch && unit < params.hidden) {
+    let e = (after + row) * params.hidden + unit;
+    let dht = dh[e] + sum;
+    dh[e] = dht;
+    if (n < params.steps) {
+      let at = (t * params.batch + row) * gate_count + unit;
+      let i = gates[at];
+      let f = gates[at + params.hidden];
+      let g = gates[at + 2u * params.hidden];
+      let o = gates[at + 3u * params.hidden];
+      let tanh_c = lstm_tanh(vec4<f32>(c[e])).x;
+      let e_before = (before + row) * params.hidden + unit;
+      let dct = dc[e] + dht * o * (1.0 - tanh_c * tanh_c);
+      dc[e] = dct;
+      dc[e_before] += dct * f;
+      dgates[at] = dct * g * i * (1.0 - i);
+      dgates[at + params.hidden] = dct * c[e_before] * f * (1.0 - f);
+      dgates[at + 2u * params.hidden] = dct * i * (1.0 - g * g);
+      dgates[at + 3u * params.hidden] = dht * tanh_c * o * (1.0 - o);
+    }
+  }
+}

@@ -1,0 +1,100 @@
+// c[m,n] (+)= sum_k a[m,k] b[k,n] + bias[n]
+//
+// a and b are read through row and column strides, so all four transpositions are one kernel.
+// Tile of 64 x 64 in workgroup memory, 16 deep; 4 x 4 outputs a thread; tails guarded.
+// Grid: x over n, y over m; repeat.x = chunk of k.
+
+struct Params {
+  m: u32,
+  n: u32,
+  k: u32,
+  a_offset: u32,
+  a_row: u32,
+  a_column: u32,
+  b_offset: u32,
+  b_row: u32,
+  b_column: u32,
+  c_offset: u32,
+  has_bias: u32,
+  accumulate: u32,
+}
+
+@group(0) @binding(0) var<storage, read> a: array<f32>;       // [m, k]
+@group(0) @binding(1) var<storage, read> b: array<f32>;       // [k, n]
+@group(0) @binding(2) var<storage, read> bias: array<f32>;    // [n]
+@group(0) @binding(3) var<storage, read_write> c: array<f32>; // [m, n]
+@group(1) @binding(0) var<uniform> params: Params;
+@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
+
+const CHUNK = 32768u;
+
+var<workgroup> a_tile: array<vec4<f32>, 256>; // [16 of k][64 of m]
+var<workgroup> b_tile: array<vec4<f32>, 256>; // [16 of k][64 of n]
+
+fn store(m: u32, n: u32, sum: f32) {
+  if (m < params.m && n < params.n) {
+    let e = params.c_offset + m * params.n + n;
+    var value = sum;
+    if (repeat.x > 0u || params.accumulate > 0u) {
+      value += c[e];
+    }
+    if (repeat.x == 0u && params.has_bias > 0u) {
+      value += bias[n];
+    }
+    c[e] = value;
+  }
+}
+
+fn store_row(m: u32, n: u32, sums: vec4<f32>) {
+  store(m, n, sums.x);
+  store(m, n + 1u, sums.y);
+  store(m, n + 2u, sums.z);
+  store(m, n + 3u, sums.w);
+}
+
+@compute @workgroup_size(16, 16)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let m0 = wg.y * 64u;
+  let n0 = wg.x * 64u;
+  let k_end = min(params.k, (repeat.x + 1u) * CHUNK);
+  var c0 = vec4<f32>();
+  var c1 = vec4<f32>();
+  var c2 = vec4<f32>();
+  var c3 = vec4<f32>();
+  for (var k0 = repeat.x * CHUNK; k0 < k_end; k0 += 16u) {
+    workgroupBarrier();
+    for (var part = 0u; part < 4u; part++) {
+      let e = part * 256u + lane;
+      // neighbouring threads follow the axis that is contiguous in memory
+      let a_m = select(e % 64u, e / 16u, params.a_column == 1u);
+      let a_k = select(e / 64u, e % 16u, params.a_column == 1u);
+      let b_n = select(e / 16u, e % 64u, params.b_column == 1u);
+      let b_k = select(e % 16u, e / 64u, params.b_column == 1u);
+      var a_value = 0.0;
+      if (m0 + a_m < params.m && k0 + a_k < k_end) {
+        a_value = a[params.a_offset + (m0 + a_m) * params.a_row + (k0 + a_k) * params.a_column];
+      }
+      a_tile[a_k * 16u + a_m / 4u][a_m % 4u] = a_value;
+      var b_value = 0.0;
+      if (n0 + b_n < params.n && k0 + b_k < k_end) {
+        b_value = b[params.b_offset + (k0 + b_k) * params.b_row + (n0 + b_n) * params.b_column];
+      }
+      b_tile[b_k * 16u + b_n / 4u][b_n % 4u] = b_value;
+    }
+    workgroupBarrier();
+    for (var kk = 0u; kk < 16u; kk++) {
+      let x = a_tile[kk * 16u + li.y];
+      let w = b_tile[kk * 16u + li.x];
+      c0 = fma(vec4<f32>(x.x), w, c0);
+      c1 = fma(vec4<f32>(x.y), w, c1);
+      c2 = fma(vec4<f32>(x.z), w, c2);
+      c3 = fma(vec4<f32>(x.w), w, c3);
+    }
+  }
+  let m = m0 + li.y * 4u;
+  let n = n0 + li.x * 4u;
+  store_row(m, n, c0);
+  store_row(m + 1u, n, c1);
+  store_row(m + 2u, n, c2);
+  store_row(m + 3u, n, c3);
+}

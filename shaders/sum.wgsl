@@ -1,0 +1,36 @@
+// total[0] = sum_e x[e] / divisor, or the square root of that
+//
+// One workgroup; interleaved slices added in order.
+
+struct Params {
+  len: u32,
+  root: u32,
+  divisor: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;           // [len]
+@group(0) @binding(1) var<storage, read_write> total: array<f32>; // [1]
+@group(1) @binding(0) var<uniform> params: Params;
+
+var<workgroup> slices: array<f32, 256>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(local_invocation_index) lane: u32) {
+  var part = 0.0;
+  for (var e = lane; e < params.len; e += 256u) {
+    part += x[e];
+  }
+  slices[lane] = part;
+  workgroupBarrier();
+  if (lane == 0u) {
+    var all = 0.0;
+    for (var i = 0u; i < 256u; i++) {
+      all += slices[i];
+    }
+    all /= f32(params.divisor);
+    if (params.root > 0u) {
+      all = sqrt(all);
+    }
+    total[0] = all;
+  }
+}

@@ -1,0 +1,43 @@
+// sums[j] (+)= sum_r x[r, j]
+//
+// 16 columns x 16 interleaved slices of rows a workgroup; the slices are added in order, so the same rows
+// always give the same bits. Grid: x over columns; repeat.x = chunk of rows.
+
+struct Params {
+  rows: u32,
+  columns: u32,
+  accumulate: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;          // [rows, columns]
+@group(0) @binding(1) var<storage, read_write> sums: array<f32>; // [columns]
+@group(1) @binding(0) var<uniform> params: Params;
+@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
+
+const CHUNK = 524288u;
+
+var<workgroup> slices: array<f32, 256>; // [16 slices][16 columns]
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let column = wg.x * 16u + lane % 16u;
+  let end = min(params.rows, (repeat.x + 1u) * CHUNK);
+  var sum = 0.0;
+  if (column < params.columns) {
+    for (var row = repeat.x * CHUNK + lane / 16u; row < end; row += 16u) {
+      sum += x[row * params.columns + column];
+    }
+  }
+  slices[lane] = sum;
+  workgroupBarrier();
+  if (lane < 16u && column < params.columns) {
+    var total = 0.0;
+    if (repeat.x > 0u || params.accumulate > 0u) {
+      total = sums[column];
+    }
+    for (var slice = 0u; slice < 16u; slice++) {
+      total += slices[slice * 16u + lane];
+    }
+    sums[column] = total;
+  }
+}

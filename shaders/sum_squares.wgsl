@@ -1,0 +1,31 @@
+// partials[w] = sum of x[e]^2 over the elements of workgroup w, interleaved;  `sum` adds the partials
+//
+// Grid: x = number of partials.
+
+struct Params {
+  len: u32,
+  partials: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;              // [len]
+@group(0) @binding(1) var<storage, read_write> partials: array<f32>; // [partials]
+@group(1) @binding(0) var<uniform> params: Params;
+
+var<workgroup> slices: array<f32, 256>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  var sum = 0.0;
+  for (var e = wg.x * 256u + lane; e < params.len; e += params.partials * 256u) {
+    sum = fma(x[e], x[e], sum);
+  }
+  slices[lane] = sum;
+  workgroupBarrier();
+  if (lane == 0u) {
+    var total = 0.0;
+    for (var i = 0u; i < 256u; i++) {
+      total += slices[i];
+    }
+    partials[wg.x] = total;
+  }
+}

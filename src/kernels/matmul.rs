@@ -1,0 +1,221 @@
+//! `matmul`: the matrix product, in all four transpositions, with bias and accumulation.
+//!
+//! ```text
+//! c[m,n] (+)= sum_k op(a)[m,k] op(b)[k,n] + bias[n]
+//! ```
+//!
+//! | transpose_a | transpose_b | a stored | b stored | used for |
+//! |---|---|---|---|---|
+//! | no | yes | `[m,k]` | `[n,k]` | `x W^T + b`: PyTorch's weight layout |
+//! | no | no | `[m,k]` | `[k,n]` | `dx = dy W` |
+//! | yes | no | `[k,m]` | `[k,n]` | `dW = dy^T x` |
+//! | yes | yes | `[k,m]` | `[n,k]` | for completeness |
+
+use crate::error::{Error, Result};
+use crate::float::Float;
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, parameters, reads, writes};
+use crate::plan::Tensor;
+use crate::recorder::Recorder;
+
+parameters! {
+    /// Parameters of `matmul`. Element (m, k) of a lies at `a_offset + m a_row + k a_column`; b likewise.
+    Matmul {
+        /// Rows of c.
+        m: u32,
+        /// Columns of c.
+        n: u32,
+        /// The summed size.
+        k: u32,
+        /// First element of a in its slot.
+        a_offset: u32,
+        /// Distance of rows of a.
+        a_row: u32,
+        /// Distance of columns of a.
+        a_column: u32,
+        /// First element of b in its slot.
+        b_offset: u32,
+        /// Distance of rows of b.
+        b_row: u32,
+        /// Distance of columns of b.
+        b_column: u32,
+        /// First element of c in its slot.
+        c_offset: u32,
+        /// 1 if `bias` is added.
+        has_bias: u32,
+        /// 1 if c is added to, not replaced.
+        accumulate: u32,
+    }
+}
+
+/// Terms of the sum in one dispatch, `CHUNK` in the shaders.
+const CHUNK: u32 = 32_768;
+
+/// Records `c (+)= op(a) op(b) + bias` over the matrices that all axes but the last of each tensor flatten to.
+pub fn record(
+    rec: &mut Recorder<'_>,
+    (a, transpose_a): (&Tensor, bool),
+    (b, transpose_b): (&Tensor, bool),
+    bias: Option<&Tensor>,
+    (c, accumulate): (&Tensor, bool),
+) -> Result<()> {
+    let (m, k) = if transpose_a { (a.columns(), a.rows()) } else { (a.rows(), a.columns()) };
+    let (b_k, n) = if transpose_b { (b.columns(), b.rows()) } else { (b.rows(), b.columns()) };
+    if b_k != k {
+        let wanted = format!("{k} values to sum over, as in {:?}", a.shape());
+        return Err(Error::shape("recording a matrix product", wanted, b.shape()));
+    }
+    if (c.rows(), c.columns()) != (m, n) && c.len() != m * n {
+        return Err(Error::shape("recording the result of a matrix product", format!("[{m}, {n}]"), c.shape()));
+    }
+    if let Some(bias) = bias.filter(|bias| bias.len() != n) {
+        return Err(Error::shape("recording the bias of a matrix product", format!("[{n}]"), bias.shape()));
+    }
+    let strides = |t: &Tensor, transposed: bool| match transposed {
+        true => (1, t.columns() as u32),
+        false => (t.columns() as u32, 1),
+    };
+    let ((a_row, a_column), (b_row, b_column)) = (strides(a, transpose_a), strides(b, transpose_b));
+    let kernel = Matmul {
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        a_offset: a.offset as u32,
+        a_row,
+        a_column,
+        b_offset: b.offset as u32,
+        b_row,
+        b_column,
+        c_offset: c.offset as u32,
+        has_bias: bias.is_some() as u32,
+        accumulate: accumulate as u32,
+    };
+    rec.push(kernel, &[a, b, bias.unwrap_or(b), c])
+}
+
+impl Matmul {
+    /// A matrix with one row or column has both strides 1; either reading of it is right.
+    fn transposed(&self) -> (bool, bool) {
+        (self.a_column != 1, self.b_column != 1)
+    }
+
+    /// Whether every vector of four that `matmul_registers` loads lies on a multiple of four.
+    fn in_quads(&self) -> bool {
+        let strides = match self.transposed() {
+            (false, false) => [self.a_row, self.b_row],
+            (false, true) => [self.a_row, self.b_column],
+            (true, false) => [self.a_column, self.b_row],
+            (true, true) => [self.a_column, self.b_column],
+        };
+        let a_rows = if self.a_column != 1 { self.m } else { 0 };
+        let all = [self.n, self.k, self.a_offset, self.b_offset, self.c_offset, a_rows, strides[0], strides[1]];
+        all.iter().all(|size| size % 4 == 0)
+    }
+}
+
+impl Kernel for Matmul {
+    const NAME: &'static str = "matmul";
+    const BINDINGS: &'static [Binding] = &[reads("a"), reads("b"), reads("bias"), writes("c")];
+    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
+    const VIEWS: bool = true;
+
+    fn shaders() -> &'static [Shader<Self>] {
+        &[
+            Shader {
+                name: "matmul_registers",
+                source: include_str!("../../shaders/matmul_registers.wgsl"),
+                suits: |k, class| class == AdapterClass::Software && k.in_quads() && k.m <= 8 * 65_535,
+                constants: |k| {
+                    let (a, b) = k.transposed();
+                    vec![("transpose_a", a as u32 as f64), ("transpose_b", b as u32 as f64)]
+                },
+                grid: |k| [k.n.div_ceil(128), k.m.div_ceil(8), 1],
+            },
+            Shader {
+                name: "matmul",
+                source: include_str!("../../shaders/matmul.wgsl"),
+                suits: |_, _| true,
+                constants: |_| Vec::new(),
+                grid: |k| [k.n.div_ceil(64), k.m.div_ceil(64), 1],
+            },
+        ]
+    }
+
+    fn repeats(&self) -> u32 {
+        self.k.div_ceil(CHUNK)
+    }
+
+    fn flops(&self) -> f64 {
+        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
+    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
+        let [Operand::Read(a), Operand::Read(b), Operand::Read(bias), Operand::Write(c)] = operands else {
+            unreachable!("bindings of matmul")
+        };
+        for m in 0..self.m {
+            for n in 0..self.n {
+                let mut sum = T::ZERO;
+                for k in 0..self.k {
+                    let a = a[(self.a_offset + m * self.a_row + k * self.a_column) as usize];
+                    sum += a * b[(self.b_offset + k * self.b_row + n * self.b_column) as usize];
+                }
+                let c = &mut c[(self.c_offset + m * self.n + n) as usize];
+                let before = if self.accumulate != 0 { *c } else { T::ZERO };
+                *c = before + sum + if self.has_bias != 0 { bias[n as usize] } else { T::ZERO };
+            }
+        }
+    }
+
+    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], _scratch: &mut Vec<T>) {
+        let [Operand::Read(a), Operand::Read(b), Operand::Read(bias), Operand::Write(c)] = operands else {
+            unreachable!("bindings of matmul")
+        };
+        let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
+        let c = &mut c[self.c_offset as usize..][..m * n];
+        if self.has_bias != 0 {
+            for row in c.chunks_exact_mut(n) {
+                let add = |c: &mut T, b: &T| *c = if self.accumulate != 0 { *c + *b } else { *b };
+                row.iter_mut().zip(&bias[..n]).for_each(|(c, b)| add(c, b));
+            }
+        }
+        let read_c = self.accumulate != 0 || self.has_bias != 0;
+        let strides = [self.a_row, self.a_column, self.b_row, self.b_column].map(|s| s as usize);
+        product([m, n, k], &a[self.a_offset as usize..], &b[self.b_offset as usize..], c, strides, read_c);
+    }
+}
+
+/// `c = (read_c ? c : 0) + a b` by the `gemm` crate: the one place of the crate with `unsafe`.
+#[allow(unsafe_code)]
+fn product<T: Float>([m, n, k]: [usize; 3], a: &[T], b: &[T], c: &mut [T], strides: [usize; 4], read_c: bool) {
+    let [a_row, a_column, b_row, b_column] = strides;
+    assert!((m - 1) * a_row + (k - 1) * a_column < a.len(), "a of a matrix product is too short");
+    assert!((k - 1) * b_row + (n - 1) * b_column < b.len(), "b of a matrix product is too short");
+    assert!(m * n <= c.len(), "c of a matrix product is too short");
+    // below this a second thread costs more than it brings
+    let parallelism = if m * n * k > 1 << 18 { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let [a_row, a_column, b_row, b_column] = strides.map(|s| s as isize);
+    // SAFETY: the last element that each pointer and its strides reach lies inside its slice, as asserted above.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            n as isize,
+            read_c,
+            a.as_ptr(),
+            a_column,
+            a_row,
+            b.as_ptr(),
+            b_column,
+            b_row,
+            T::ONE,
+            T::ONE,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}

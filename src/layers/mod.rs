@@ -1,0 +1,25 @@
+//! Layers: each declares its parameters once, and records itself into as many plans as needed.
+
+mod dense;
+mod embedding;
+pub mod lstm;
+mod ops;
+
+pub use dense::{Dense, DenseConfig};
+pub use embedding::{Embedding, EmbeddingConfig, one_hot};
+pub use lstm::{Join, Lstm, LstmConfig, LstmOutput, LstmState};
+pub use ops::{add, columns, concatenate};
+
+use crate::error::{Error, Result};
+
+/// `prefix.last`, or `last` where the prefix is empty.
+pub(crate) fn path(prefix: &str, last: &str) -> String {
+    if prefix.is_empty() { last.to_string() } else { format!("{prefix}.{last}") }
+}
+
+pub(crate) fn check_size(what: &str, size: usize) -> Result<()> {
+    match size {
+        0 => Err(Error::config(what, "at least 1", 0)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,77 @@
+//! The update of all parameters: norm, clipping and descent are one dispatch each over the whole block.
+
+use crate::error::{Error, Result};
+use crate::kernels::{clip_norm, sgd, sum, sum_squares};
+use crate::plan::Tensor;
+use crate::recorder::Recorder;
+use serde::{Deserialize, Serialize};
+
+/// Stochastic gradient descent, with clipping by the global norm if wanted.
+///
+/// ```text
+/// norm = sqrt(sum of the squares of all gradients together)
+/// g   *= min(1, clip_norm / (norm + 1e-6))
+/// w   -= learning_rate g
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SgdConfig {
+    /// Learning rate at the start; an input of the plan, so it can change between runs.
+    pub learning_rate: f64,
+    /// Largest norm of all gradients together; `None` leaves them alone.
+    pub clip_norm: Option<f64>,
+}
+
+/// Slots of a recorded update.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The learning rate, `[1]`, an input.
+    pub learning_rate: Tensor,
+    /// Norm of all gradients before clipping, `[1]`, where clipping is on.
+    pub norm: Option<Tensor>,
+}
+
+impl SgdConfig {
+    /// Plain descent.
+    pub fn new(learning_rate: f64) -> Self {
+        SgdConfig { learning_rate, clip_norm: None }
+    }
+
+    /// Clips all gradients together to this norm.
+    pub fn with_clip_norm(self, clip_norm: f64) -> Self {
+        SgdConfig { clip_norm: Some(clip_norm), ..self }
+    }
+
+    /// Errors: a negative or non-finite learning rate, a clip norm that is not positive and finite.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
+            return Err(Error::config("learning_rate", "a finite number of at least 0", self.learning_rate));
+        }
+        match self.clip_norm {
+            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
+                Err(Error::config("clip_norm", "a finite number above 0", norm))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Records the update; the backward pass must be recorded before.
+    pub fn record(&self, rec: &mut Recorder<'_>) -> Result<Update> {
+        self.validate()?;
+        rec.begin_update()?;
+        let (parameters, gradients) = (rec.block(false)?, rec.block(true)?);
+        let learning_rate = rec.input_with("optimizer.learning_rate", &[self.learning_rate])?;
+        let norm = match self.clip_norm {
+            None => None,
+            Some(max_norm) => {
+                let partials = rec.activation("optimizer.partials", &[sum_squares::parts(gradients.len())])?;
+                let norm = rec.activation("optimizer.norm", &[1])?;
+                sum_squares::record(rec, &gradients, &partials)?;
+                sum::record(rec, &partials, &norm, 1, true)?;
+                clip_norm::record(rec, &norm, &gradients, max_norm)?;
+                Some(norm)
+            }
+        };
+        sgd::record(rec, &learning_rate, &gradients, &parameters)?;
+        Ok(Update { learning_rate, norm })
+    }
+}

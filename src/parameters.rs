@@ -1,0 +1,152 @@
+//! Parameters by name: all values in one flat block, so that norm, clip and optimizer are one dispatch each.
+
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Every tensor starts on a multiple of this many floats: 256 bytes, the storage offset alignment that
+/// every WebGPU device accepts.
+pub const ALIGNMENT: usize = 64;
+
+/// One parameter of a [`Parameters`] block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name, PyTorch's where PyTorch has one.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where it lies in the block, in floats.
+    pub range: Range<usize>,
+}
+
+/// The parameters of a model on the host: names, shapes, and values in one flat block.
+///
+/// Values are `f64` here so that nothing is lost on the way to either precision.
+///
+/// ```
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = everloop::Parameters::new();
+/// parameters.declare("linear.bias", &[3], vec![0.5, 0.0, -0.5])?;
+/// assert_eq!(parameters.get("linear.bias")?, [0.5, 0.0, -0.5]);
+/// assert_eq!(parameters.count(), 3);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parameters {
+    entries: Vec<Parameter>,
+    by_name: HashMap<String, usize>,
+    values: Vec<f64>,
+}
+
+impl Parameters {
+    /// An empty block.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a parameter. Errors: a name that is taken, a shape with a zero, a wrong number of values, a non-finite value.
+    pub fn declare(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f64>) -> Result<()> {
+        let name = name.into();
+        if self.by_name.contains_key(&name) {
+            return Err(Error::Name { doing: "declaring a parameter", name, problem: "is taken already" });
+        }
+        let len = shape.iter().product::<usize>();
+        if len == 0 || shape.is_empty() {
+            return Err(Error::shape(format!("declaring parameter `{name}`"), "no size of zero", shape));
+        }
+        check_values(&name, len, &values)?;
+        let start = self.values.len();
+        self.values.extend(values);
+        self.values.resize((start + len).next_multiple_of(ALIGNMENT), 0.0);
+        self.by_name.insert(name.clone(), self.entries.len());
+        self.entries.push(Parameter { name, shape: shape.to_vec(), range: start..start + len });
+        Ok(())
+    }
+
+    /// The values of a parameter, row-major.
+    pub fn get(&self, name: &str) -> Result<&[f64]> {
+        Ok(&self.values[self.entry(name)?.range.clone()])
+    }
+
+    /// Replaces the values of a parameter.
+    pub fn set(&mut self, name: &str, values: &[f64]) -> Result<()> {
+        let range = self.entry(name)?.range.clone();
+        check_values(name, range.len(), values)?;
+        self.values[range].copy_from_slice(values);
+        Ok(())
+    }
+
+    /// Name, shape and place of a parameter.
+    pub fn entry(&self, name: &str) -> Result<&Parameter> {
+        let index = self.by_name.get(name).ok_or_else(|| Error::Name {
+            doing: "looking up a parameter",
+            name: name.to_string(),
+            problem: "is not known",
+        })?;
+        Ok(&self.entries[*index])
+    }
+
+    /// All parameters in the order of declaration.
+    pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
+        self.entries.iter()
+    }
+
+    /// The number of parameters, padding not counted.
+    pub fn count(&self) -> usize {
+        self.entries.iter().map(|e| e.range.len()).sum()
+    }
+
+    /// The whole block with its padding, for upload.
+    pub fn block(&self) -> &[f64] {
+        &self.values
+    }
+
+    pub(crate) fn block_mut(&mut self) -> &mut [f64] {
+        &mut self.values
+    }
+}
+
+fn check_values(name: &str, len: usize, values: &[f64]) -> Result<()> {
+    if values.len() != len {
+        return Err(Error::Value {
+            slot: name.to_string(),
+            expected: format!("{len} values"),
+            found: format!("{}", values.len()),
+        });
+    }
+    check_finite(name, values.iter().copied())
+}
+
+pub(crate) fn check_finite(what: &str, values: impl Iterator<Item = f64>) -> Result<()> {
+    match values.enumerate().find(|(_, v)| !v.is_finite()) {
+        Some((index, value)) => Err(Error::NonFinite { what: what.to_string(), index, value }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_start_aligned_and_padding_is_zero() {
+        let mut p = Parameters::new();
+        p.declare("a", &[3], vec![1.0; 3]).unwrap();
+        p.declare("b", &[65], vec![2.0; 65]).unwrap();
+        assert_eq!(p.entry("b").unwrap().range, 64..129);
+        assert_eq!(p.block().len(), 192);
+        assert_eq!(p.block().iter().sum::<f64>(), 133.0);
+        assert_eq!(p.count(), 68);
+    }
+
+    #[test]
+    fn bad_declarations_are_refused() {
+        let mut p = Parameters::new();
+        p.declare("a", &[1], vec![1.0]).unwrap();
+        assert!(matches!(p.declare("a", &[1], vec![1.0]), Err(Error::Name { .. })));
+        assert!(matches!(p.declare("b", &[0], vec![]), Err(Error::Shape { .. })));
+        assert!(matches!(p.declare("b", &[2], vec![1.0]), Err(Error::Value { .. })));
+        assert!(matches!(p.declare("b", &[2], vec![1.0, f64::NAN]), Err(Error::NonFinite { index: 1, .. })));
+        assert!(matches!(p.get("c"), Err(Error::Name { .. })));
+    }
+}

@@ -1,0 +1,146 @@
+//! The CPU executor: runs the same plan in f32 or f64, with no driver present.
+
+use super::Counters;
+use crate::float::Float;
+use crate::kernel::{Access, Operand, Operation};
+use crate::plan::{Kind, Plan, SlotId, Storage, Tensor};
+use std::ops::Range;
+
+/// The memory of a plan, and scratch that kernels keep between runs.
+pub(super) struct Memory<T> {
+    /// Indexed by slot; empty for slots that live in a block.
+    own: Vec<Vec<T>>,
+    tokens: Vec<Vec<u32>>,
+    parameters: Vec<T>,
+    gradients: Vec<T>,
+    scratch: Vec<T>,
+    counters: Counters,
+    /// Bytes of slots and blocks; the scratch is added when asked.
+    bytes: u64,
+}
+
+impl<T: Float> Memory<T> {
+    pub fn new(plan: &Plan) -> Self {
+        let of = |wanted: bool, len: usize| if wanted { len } else { 0 };
+        let own: Vec<Vec<T>> = plan
+            .slots()
+            .iter()
+            .map(|s| {
+                vec![T::ZERO; of(s.storage == Storage::Own && !matches!(s.kind, Kind::Tokens { .. }), s.len())]
+            })
+            .collect();
+        let tokens: Vec<Vec<u32>> =
+            plan.slots().iter().map(|s| vec![0; of(matches!(s.kind, Kind::Tokens { .. }), s.len())]).collect();
+        let parameters = vec![T::ZERO; plan.block_len];
+        let gradients = vec![T::ZERO; of(plan.trains, plan.block_len)];
+        let floats = own.iter().map(Vec::len).sum::<usize>() + parameters.len() + gradients.len();
+        let bytes = floats * size_of::<T>() + tokens.iter().map(Vec::len).sum::<usize>() * 4;
+        let counters = Counters::default();
+        Memory { own, tokens, parameters, gradients, scratch: Vec::new(), counters, bytes: bytes as u64 }
+    }
+
+    pub fn counters(&self) -> Counters {
+        let scratch = (self.scratch.capacity() * size_of::<T>()) as u64;
+        Counters { bytes_allocated: self.bytes + scratch, ..self.counters }
+    }
+
+    pub fn read(&self, plan: &Plan, from: &Tensor) -> &[T] {
+        let (buffer, start) = match plan.slot(from.slot).storage {
+            Storage::Own => (&self.own[from.slot.0], 0),
+            Storage::Parameters(at) => (&self.parameters, at),
+            Storage::Gradients(at) => (&self.gradients, at),
+        };
+        &buffer[start + from.offset..][..from.len()]
+    }
+
+    pub fn write<S: Float>(&mut self, plan: &Plan, to: &Tensor, values: &[S]) {
+        let (buffer, start) = match plan.slot(to.slot).storage {
+            Storage::Own => (&mut self.own[to.slot.0], 0),
+            Storage::Parameters(at) => (&mut self.parameters, at),
+            Storage::Gradients(at) => (&mut self.gradients, at),
+        };
+        let to = &mut buffer[start + to.offset..][..values.len()];
+        to.iter_mut().zip(values).for_each(|(to, value)| *to = T::of(value.to_f64()));
+    }
+
+    pub fn write_tokens(&mut self, to: &Tensor, ids: &[u32]) {
+        self.tokens[to.slot.0][to.offset..][..ids.len()].copy_from_slice(ids);
+    }
+
+    pub fn write_parameters(&mut self, block: &[f64]) {
+        self.parameters.iter_mut().zip(block).for_each(|(to, value)| *to = T::of(*value));
+    }
+
+    pub fn read_parameters(&self, block: &mut [f64]) {
+        block.iter_mut().zip(&self.parameters).for_each(|(to, value)| *to = value.to_f64());
+    }
+
+    /// The buffer a slot lies in, and the slot's range of it.
+    fn place(&mut self, plan: &Plan, id: SlotId) -> (&mut Vec<T>, Range<usize>) {
+        let len = plan.slot(id).len();
+        match plan.slot(id).storage {
+            Storage::Own => (&mut self.own[id.0], 0..len),
+            Storage::Parameters(at) => (&mut self.parameters, at..at + len),
+            Storage::Gradients(at) => (&mut self.gradients, at..at + len),
+        }
+    }
+
+    pub fn run(&mut self, plan: &Plan, steps: Range<usize>)
+    where
+        Self: Execute<T>,
+    {
+        for step in &plan.steps()[steps] {
+            let bindings = step.operation.bindings();
+            // A written buffer is bound once (the recorder checks it), so it can be taken out for the step.
+            let mut taken: Vec<Vec<T>> = Vec::with_capacity(bindings.len());
+            for (binding, id) in bindings.iter().zip(&step.operands) {
+                taken.push(match binding.access {
+                    Access::Write => std::mem::take(self.place(plan, *id).0),
+                    _ => Vec::new(),
+                });
+            }
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let mut operands = Vec::with_capacity(bindings.len());
+            for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(&mut taken) {
+                let slot = plan.slot(*id);
+                let start = match slot.storage {
+                    Storage::Own => 0,
+                    Storage::Parameters(at) | Storage::Gradients(at) => at,
+                };
+                operands.push(match binding.access {
+                    Access::Write => Operand::Write(&mut buffer[start..start + slot.len()]),
+                    Access::Tokens => Operand::Tokens(&self.tokens[id.0]),
+                    Access::Read => {
+                        Operand::Read(self.read(plan, &Tensor { slot: *id, offset: 0, shape: slot.shape.clone() }))
+                    }
+                });
+            }
+            Self::execute(&*step.operation, &mut operands, &mut scratch);
+            drop(operands);
+            self.scratch = scratch;
+            for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(taken) {
+                if binding.access == Access::Write {
+                    *self.place(plan, *id).0 = buffer;
+                }
+            }
+            self.counters.dispatches += 1;
+        }
+    }
+}
+
+/// Picks the precision of an [`Operation`].
+pub(super) trait Execute<T> {
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>);
+}
+
+impl Execute<f32> for Memory<f32> {
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>) {
+        operation.execute_f32(operands, scratch);
+    }
+}
+
+impl Execute<f64> for Memory<f64> {
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>) {
+        operation.execute_f64(operands, scratch);
+    }
+}

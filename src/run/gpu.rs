@@ -1,0 +1,312 @@
+//! The GPU executor: a run of the plan is one compute pass in one command buffer, one submit.
+
+use super::Counters;
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Pipeline, UNIFORM_SIZE, UNIFORM_STRIDE};
+use crate::kernel::Dispatch;
+use crate::plan::{Plan, SlotId, Storage, Tensor};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes of guard behind a slot, in guarded workspaces.
+const GUARD: u64 = 256;
+/// The guard's word: a NaN that no computation makes.
+const GUARD_WORD: u32 = 0x7fed_cba9;
+/// Submits that may be under way: bounds what an unread training loop queues up.
+const IN_FLIGHT: usize = 3;
+/// About 100 ms on a slow GPU; watchdogs kill at 2 s.
+const SUBMIT_FLOPS: f64 = 1e11;
+
+struct Step {
+    pipeline: Arc<Pipeline>,
+    bindings: wgpu::BindGroup,
+    dispatch: Dispatch,
+    flops: f64,
+}
+
+/// The memory of a plan on a GPU.
+pub(super) struct Memory {
+    gpu: Arc<Gpu>,
+    /// Indexed by slot; `None` for slots that live in a block.
+    own: Vec<Option<wgpu::Buffer>>,
+    parameters: wgpu::Buffer,
+    gradients: wgpu::Buffer,
+    uniforms: wgpu::BindGroup,
+    steps: Vec<Step>,
+    staging: Option<wgpu::Buffer>,
+    guard: u64,
+    submit_flops: f64,
+    in_flight: VecDeque<wgpu::SubmissionIndex>,
+    counters: Counters,
+}
+
+impl Memory {
+    pub async fn new(gpu: Arc<Gpu>, plan: &Plan, guarded: bool) -> Result<Self> {
+        let guard = if guarded { GUARD } else { 0 };
+        let dispatches: Vec<_> = plan.steps().iter().map(|s| s.operation.dispatch(gpu.class())).collect();
+        let repeats = dispatches.iter().map(|d| d.repeats).max().unwrap_or(1) as u64;
+        let uniform_bytes = plan.steps().len().max(1) as u64 * UNIFORM_STRIDE;
+        check_limits(&gpu, plan, &dispatches, guard, uniform_bytes.max(repeats * UNIFORM_STRIDE))?;
+
+        let mut counters = Counters::default();
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let mut create = |label: &str, size: u64, usage| {
+            counters.bytes_allocated += size;
+            let label = Some(label);
+            gpu.device().create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+        };
+        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffers = gpu.scoped("allocating the memory of a plan", || {
+            let own: Vec<_> = plan
+                .slots()
+                .iter()
+                .map(|s| (s.storage == Storage::Own).then(|| create(&s.name, s.bytes() + guard, storage)))
+                .collect();
+            let block = (plan.block_len as u64 * 4).max(4);
+            let parameters = create("parameters", block, storage);
+            let gradients = create("gradients", if plan.trains { block } else { 4 }, storage);
+            let fields = create("parameters of the steps", uniform_bytes, uniform);
+            let numbers = create("numbers of the dispatches", repeats * UNIFORM_STRIDE, uniform);
+            (own, parameters, gradients, fields, numbers)
+        });
+        let (own, parameters, gradients, fields, numbers) = buffers.await?;
+
+        let mut bytes = vec![0u8; uniform_bytes as usize];
+        for (step, to) in plan.steps().iter().zip(bytes.chunks_exact_mut(UNIFORM_STRIDE as usize)) {
+            let from = step.operation.bytes();
+            to[..from.len()].copy_from_slice(from);
+        }
+        gpu.queue().write_buffer(&fields, 0, &bytes);
+        let mut bytes = vec![0u8; (repeats * UNIFORM_STRIDE) as usize];
+        for (number, to) in (0u32..).zip(bytes.chunks_exact_mut(UNIFORM_STRIDE as usize)) {
+            to[..4].copy_from_slice(&number.to_le_bytes());
+        }
+        gpu.queue().write_buffer(&numbers, 0, &bytes);
+        let entry = |binding, buffer| wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset: 0,
+                size: std::num::NonZeroU64::new(UNIFORM_SIZE),
+            }),
+        };
+        let uniforms = gpu.scoped("binding the parameters of the steps", || {
+            gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("uniforms"),
+                layout: gpu.uniforms(),
+                entries: &[entry(0, &fields), entry(1, &numbers)],
+            })
+        });
+        let uniforms = uniforms.await?;
+
+        let submit_flops = if gpu.is_software() { f64::INFINITY } else { SUBMIT_FLOPS };
+        let mut memory = Memory {
+            gpu,
+            own,
+            parameters,
+            gradients,
+            uniforms,
+            steps: Vec::with_capacity(dispatches.len()),
+            staging: None,
+            guard,
+            submit_flops,
+            in_flight: VecDeque::new(),
+            counters,
+        };
+        for (step, dispatch) in plan.steps().iter().zip(dispatches) {
+            let pipeline = memory.gpu.pipeline(&dispatch, step.operation.bindings()).await?;
+            let bindings = memory.bind(plan, &pipeline, &step.operands).await?;
+            memory.steps.push(Step { pipeline, bindings, dispatch, flops: step.operation.flops() });
+        }
+        if guarded {
+            memory.write_guards(plan);
+        }
+        Ok(memory)
+    }
+
+    async fn bind(&self, plan: &Plan, pipeline: &Pipeline, operands: &[SlotId]) -> Result<wgpu::BindGroup> {
+        let entries: Vec<_> = (0..)
+            .zip(operands)
+            .map(|(binding, id)| {
+                let (buffer, offset) = self.place(plan, *id);
+                let guard = if plan.slot(*id).storage == Storage::Own { self.guard } else { 0 };
+                let size = std::num::NonZeroU64::new(plan.slot(*id).bytes() + guard);
+                let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+                wgpu::BindGroupEntry { binding, resource }
+            })
+            .collect();
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
+        self.gpu.scoped("binding the slots of a step", || self.gpu.device().create_bind_group(&descriptor)).await
+    }
+
+    /// The buffer a slot lies in, and where in bytes.
+    fn place(&self, plan: &Plan, id: SlotId) -> (&wgpu::Buffer, u64) {
+        match (plan.slot(id).storage, &self.own[id.0]) {
+            (Storage::Gradients(at), _) => (&self.gradients, at as u64 * 4),
+            (Storage::Parameters(at), _) => (&self.parameters, at as u64 * 4),
+            (Storage::Own, Some(buffer)) => (buffer, 0),
+            (Storage::Own, None) => unreachable!("every slot of its own has a buffer"),
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub fn set_submit_flops(&mut self, flops: f64) {
+        self.submit_flops = flops;
+    }
+
+    pub fn write(&mut self, plan: &Plan, to: &Tensor, bytes: &[u8]) -> Result<()> {
+        let (buffer, offset) = self.place(plan, to.slot);
+        self.gpu.queue().write_buffer(buffer, offset + to.offset as u64 * 4, bytes);
+        self.gpu.check("writing to the device")
+    }
+
+    pub fn write_parameters(&mut self, block: &[f64]) -> Result<()> {
+        let values: Vec<f32> = block.iter().map(|v| *v as f32).collect();
+        self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(&values));
+        self.gpu.check("writing the parameters to the device")
+    }
+
+    pub async fn read_parameters(&mut self, block: &mut [f64]) -> Result<()> {
+        let bytes = self.read_bytes(self.parameters.clone(), 0, block.len() as u64 * 4).await?;
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        block.iter_mut().zip(values).for_each(|(to, value)| *to = value as f64);
+        Ok(())
+    }
+
+    /// Encodes and submits; cut only where one submit would run too long.
+    pub async fn run(&mut self, plan: &Plan, range: Range<usize>) -> Result<()> {
+        debug_assert_eq!(plan.steps().len(), self.steps.len());
+        let mut at = (range.start, 0);
+        while at.0 < range.end {
+            let gpu = self.gpu.clone();
+            let (submission, next, dispatches) =
+                gpu.scoped("submitting a run", || self.submit_from(at, range.end)).await?;
+            at = next;
+            self.counters.submits += 1;
+            self.counters.dispatches += dispatches;
+            self.in_flight.push_back(submission);
+            if self.in_flight.len() > IN_FLIGHT
+                && let Some(oldest) = self.in_flight.pop_front()
+            {
+                self.gpu.wait(oldest, "waiting for an earlier run")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One submit from dispatch `repeat` of step `step` on; where the next one starts, and how many dispatches it had.
+    fn submit_from(&self, (mut step, mut repeat): (usize, u32), end: usize) -> (wgpu::SubmissionIndex, (usize, u32), u64) {
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let mut dispatches = 0;
+        let mut flops = 0.0;
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            while step < end && (dispatches == 0 || flops < self.submit_flops) {
+                let Step { pipeline, bindings, dispatch, flops: work } = &self.steps[step];
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, bindings, &[]);
+                let [x, y, z] = dispatch.grid;
+                while repeat < dispatch.repeats && (dispatches == 0 || flops < self.submit_flops) {
+                    let offset = |index: u64| (index * UNIFORM_STRIDE) as u32;
+                    pass.set_bind_group(1, &self.uniforms, &[offset(step as u64), offset(repeat as u64)]);
+                    pass.dispatch_workgroups(x, y, z);
+                    flops += work / dispatch.repeats as f64;
+                    dispatches += 1;
+                    repeat += 1;
+                }
+                if repeat == dispatch.repeats {
+                    (step, repeat) = (step + 1, 0);
+                }
+            }
+        }
+        (self.gpu.queue().submit([encoder.finish()]), (step, repeat), dispatches)
+    }
+
+    pub async fn read(&mut self, plan: &Plan, from: &Tensor) -> Result<Vec<u8>> {
+        let (buffer, offset) = self.place(plan, from.slot);
+        self.read_bytes(buffer.clone(), offset + from.offset as u64 * 4, from.len() as u64 * 4).await
+    }
+
+    async fn read_bytes(&mut self, buffer: wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        let gpu = self.gpu.clone();
+        let staging = match self.staging.take().filter(|s| s.size() >= bytes) {
+            Some(staging) => staging,
+            None => {
+                self.counters.bytes_allocated += bytes;
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                let descriptor =
+                    wgpu::BufferDescriptor { label: Some("staging"), size: bytes, usage, mapped_at_creation: false };
+                gpu.scoped("allocating a staging buffer", || gpu.device().create_buffer(&descriptor)).await?
+            }
+        };
+        let copy = gpu.scoped("copying to the staging buffer", || {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&buffer, offset, &staging, 0, bytes);
+            gpu.queue().submit([encoder.finish()])
+        });
+        let submission = copy.await?;
+        let data = gpu.map(&staging, bytes, submission).await?;
+        self.counters.submits += 1;
+        self.counters.read_backs += 1;
+        self.in_flight.clear();
+        self.staging = Some(staging);
+        Ok(data)
+    }
+
+    pub fn finish(&mut self) -> Result<()> {
+        match self.in_flight.drain(..).next_back() {
+            Some(last) => self.gpu.wait(last, "waiting for a run"),
+            None => self.gpu.check("waiting for a run"),
+        }
+    }
+
+    fn write_guards(&self, plan: &Plan) {
+        let words = [GUARD_WORD; GUARD as usize / 4];
+        for (slot, buffer) in plan.slots().iter().zip(&self.own) {
+            if let Some(buffer) = buffer {
+                self.gpu.queue().write_buffer(buffer, slot.bytes(), bytemuck::cast_slice(&words));
+            }
+        }
+    }
+
+    pub async fn check_guards(&mut self, plan: &Plan) -> Result<()> {
+        if self.guard == 0 {
+            return Err(Error::config("checking guards", "a guarded workspace", "one without guards"));
+        }
+        for (slot, buffer) in plan.slots().iter().zip(self.own.clone()) {
+            if let Some(buffer) = buffer {
+                let bytes = self.read_bytes(buffer, slot.bytes(), GUARD).await?;
+                if bytes.chunks_exact(4).any(|word| word != GUARD_WORD.to_le_bytes()) {
+                    return Err(Error::Guard { slot: slot.name.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whatever does not fit is said before anything is allocated.
+fn check_limits(gpu: &Gpu, plan: &Plan, dispatches: &[Dispatch], guard: u64, uniforms: u64) -> Result<()> {
+    let limits = gpu.limits();
+    let largest = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
+    let check = |what: String, needed: u64, limit: u64| match needed > limit {
+        true => Err(Error::Limit { what, needed, limit }),
+        false => Ok(()),
+    };
+    for slot in plan.slots() {
+        check(format!("slot `{}` {:?}, in bytes,", slot.name, slot.shape), slot.bytes() + guard, largest)?;
+    }
+    check("the block of all parameters, in bytes,".into(), plan.block_len as u64 * 4, largest)?;
+    check("the table of the steps, in bytes,".into(), uniforms, limits.max_buffer_size)?;
+    for (step, dispatch) in plan.steps().iter().zip(dispatches) {
+        let most = limits.max_compute_workgroups_per_dimension as u64;
+        for size in dispatch.grid {
+            check(format!("the grid of a step of `{}`", step.operation.name()), size as u64, most)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! Two executors side by side: after each step of the plan, every slot it wrote must agree.
+
+use super::Workspace;
+use crate::error::{Error, Result};
+use crate::plan::Tensor;
+
+/// How far two values may lie apart: `absolute + relative * |right|`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// Part that does not depend on the value.
+    pub absolute: f64,
+    /// Part in proportion to the second value.
+    pub relative: f64,
+}
+
+impl Tolerance {
+    /// The largest difference over tolerance, and where; a NaN on either side is infinitely far.
+    pub fn worst(&self, left: &[f64], right: &[f64]) -> (usize, f64) {
+        let ratio = |(index, (l, r)): (usize, (&f64, &f64))| {
+            let ratio = (l - r).abs() / (self.absolute + self.relative * r.abs());
+            (index, if ratio.is_nan() { f64::INFINITY } else { ratio })
+        };
+        let ratios = left.iter().zip(right).enumerate().map(ratio);
+        ratios.fold((0, 0.0), |worst, here| if here.1 > worst.1 { here } else { worst })
+    }
+}
+
+/// Runs two workspaces of one plan step by step and compares all that each step wrote.
+///
+/// Returns the largest difference over tolerance. Error: [`Error::Divergence`] at the first slot that differs.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn run(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) -> Result<f64> {
+    pollster::block_on(run_async(left, right, tolerance))
+}
+
+/// See [`run`].
+pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) -> Result<f64> {
+    let plan = left.plan().clone();
+    if plan.to_string() != right.plan().to_string() {
+        return Err(Error::config("comparing two runs", "two workspaces of one plan", "two plans"));
+    }
+    let mut worst: f64 = 0.0;
+    for (index, step) in plan.steps().iter().enumerate() {
+        left.run_steps_async(index..index + 1).await?;
+        right.run_steps_async(index..index + 1).await?;
+        for id in step.written() {
+            let slot = plan.slot(id);
+            let tensor = Tensor { slot: id, offset: 0, shape: slot.shape.clone() };
+            let (l, r) = (left.read_async::<f64>(&tensor).await?, right.read_async::<f64>(&tensor).await?);
+            let (element, ratio) = tolerance.worst(&l, &r);
+            worst = worst.max(ratio);
+            if ratio > 1.0 {
+                return Err(Error::Divergence {
+                    step: index,
+                    kernel: step.operation.name(),
+                    slot: slot.name.clone(),
+                    index: element,
+                    left: l[element],
+                    right: r[element],
+                    tolerance: tolerance.absolute + tolerance.relative * r[element].abs(),
+                });
+            }
+        }
+    }
+    Ok(worst)
+}

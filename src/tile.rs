@@ -1,0 +1,160 @@
+//! The inner loop of the CPU's recurrence: a few rows times a packed panel, all sums in registers.
+//!
+//! A *panel* holds, for each summed index k, four vectors of `N` lanes side by side: `[k][4][N]`.
+//! Going forward the four vectors are the gates of `N` units; going back they are `4 N` units. Each
+//! worker owns batch rows for a whole sequence, so threads meet only at its end.
+
+use crate::float::{Float, Vectorized, multiply_add};
+use std::ops::Range;
+
+/// `[row][vector][lane]` sums of one block.
+pub(crate) type Sums<T, const N: usize, const R: usize> = [[[T; N]; 4]; R];
+
+/// `sums[r][v] = sum_k x[r][k] panel[k][v]`
+#[inline(always)]
+pub(crate) fn multiply<T: Float, const N: usize, const R: usize, const FMA: bool>(
+    x: [&[T]; R],
+    panel: &[T],
+) -> Sums<T, N, R> {
+    let depth = panel.len() / (4 * N);
+    let x = x.map(|row| &row[..depth]);
+    let mut sums = [[[T::ZERO; N]; 4]; R];
+    for (k, weights) in panel.chunks_exact(4 * N).enumerate() {
+        for v in 0..4 {
+            for r in 0..R {
+                let value = x[r][k];
+                for lane in 0..N {
+                    sums[r][v][lane] = multiply_add::<T, FMA>(value, weights[v * N + lane], sums[r][v][lane]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// `N` lanes from the start of a slice; those from `valid` on are zero.
+#[inline(always)]
+pub(crate) fn load<T: Float, const N: usize>(from: &[T], valid: usize) -> [T; N] {
+    let mut lanes = [T::ZERO; N];
+    if valid >= N {
+        lanes.copy_from_slice(&from[..N]);
+    } else {
+        lanes[..valid].copy_from_slice(&from[..valid]);
+    }
+    lanes
+}
+
+/// The first `valid` of `N` lanes to the start of a slice.
+#[inline(always)]
+pub(crate) fn store<T: Float, const N: usize>(lanes: &[T; N], to: &mut [T], valid: usize) {
+    if valid >= N {
+        to[..N].copy_from_slice(lanes);
+    } else {
+        to[..valid].copy_from_slice(&lanes[..valid]);
+    }
+}
+
+/// Lanes of a vector on this machine.
+pub(crate) fn lanes<T: Float>() -> usize {
+    struct Width<'a>(&'a mut usize);
+    impl Vectorized for Width<'_> {
+        #[inline(always)]
+        fn run<const N: usize, const R: usize, const FMA: bool>(self) {
+            *self.0 = N;
+        }
+    }
+    let mut width = 0;
+    T::vectorize(Width(&mut width));
+    width
+}
+
+/// The first `len` elements of `scratch` that start on a cache line (a vector load that straddles two is slow).
+pub(crate) fn aligned<T: Float>(scratch: &mut Vec<T>, len: usize) -> &mut [T] {
+    let line = 64 / size_of::<T>();
+    if scratch.len() < len + line {
+        scratch.resize(len + line, T::ZERO);
+    }
+    let start = scratch.as_ptr().align_offset(64).min(line);
+    &mut scratch[start..start + len]
+}
+
+/// Batch rows for each thread, and one thread where the work is too small to share.
+pub(crate) fn row_groups(batch: usize, flops: f64) -> Vec<Range<usize>> {
+    let threads = if flops < 2e6 { 1 } else { rayon::current_num_threads().clamp(1, batch) };
+    blocks(batch, batch.div_ceil(threads)).collect()
+}
+
+/// Ranges of at most `most`, as even as can be.
+#[inline(always)]
+pub(crate) fn blocks(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = len.div_ceil(most.max(1));
+    (0..count).map(move |i| len * i / count..len * (i + 1) / count)
+}
+
+/// A `[steps, batch, width]` buffer as one list of per-step slices for each group of rows.
+pub(crate) fn split_rows<'a, T>(
+    buffer: &'a mut [T],
+    batch: usize,
+    width: usize,
+    groups: &[Range<usize>],
+) -> Vec<Vec<&'a mut [T]>> {
+    let steps = buffer.len() / (batch * width);
+    let mut lists: Vec<_> = groups.iter().map(|_| Vec::with_capacity(steps)).collect();
+    for mut step in buffer.chunks_exact_mut(batch * width) {
+        for (rows, list) in groups.iter().zip(&mut lists) {
+            let (own, rest) = step.split_at_mut(rows.len() * width);
+            list.push(own);
+            step = rest;
+        }
+    }
+    lists
+}
+
+/// Two different entries of a list of slices, the first to read, the second to write.
+#[inline(always)]
+pub(crate) fn pair<'a, T>(list: &'a mut [&mut [T]], read: usize, write: usize) -> (&'a [T], &'a mut [T]) {
+    let (low, high) = list.split_at_mut(read.max(write));
+    match read < write {
+        true => (&*low[read], &mut *high[0]),
+        false => (&*high[0], &mut *low[write]),
+    }
+}
+
+/// Calls `$block::<N, rows, FMA>(..)` with the number of rows of a block as a constant.
+macro_rules! with_rows {
+    ($rows:expr, $object:ident . $block:ident :: <$n:ident, $fma:ident> ( $($argument:expr),* )) => {
+        match $rows {
+            1 => $object.$block::<$n, 1, $fma>($($argument),*),
+            2 => $object.$block::<$n, 2, $fma>($($argument),*),
+            3 => $object.$block::<$n, 3, $fma>($($argument),*),
+            4 => $object.$block::<$n, 4, $fma>($($argument),*),
+            5 => $object.$block::<$n, 5, $fma>($($argument),*),
+            _ => $object.$block::<$n, 6, $fma>($($argument),*),
+        }
+    };
+}
+pub(crate) use with_rows;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_even_and_cover() {
+        assert_eq!(blocks(16, 6).collect::<Vec<_>>(), [0..5, 5..10, 10..16]);
+        assert_eq!(blocks(0, 6).count(), 0);
+        for (len, most) in [(1, 6), (7, 6), (33, 5)] {
+            let all: Vec<_> = blocks(len, most).flatten().collect();
+            assert_eq!(all, (0..len).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn rows_are_split_by_group() {
+        let mut buffer: Vec<f32> = (0..2 * 3 * 2).map(|v| v as f32).collect();
+        let groups = [0..1, 1..3];
+        let lists = split_rows(&mut buffer, 3, 2, &groups);
+        assert_eq!(lists[0][1], [6.0, 7.0]);
+        assert_eq!(lists[1][0], [2.0, 3.0, 4.0, 5.0]);
+    }
+}
