@@ -2,6 +2,7 @@
 //
 // One thread an element of the table adds its rows in order: no atomics, the same bits every time.
 // Grid: workgroups folded into x and y; repeat.x = chunk of rows.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   rows: u32,
@@ -24,7 +25,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   if (e < params.vocab_size * params.columns) {
     let token = e / params.columns;
     let column = e % params.columns;
-    let end = min(params.rows, (repeat.x + 1u) * CHUNK);
+    let end = min(params.rows, (repeat.x + 1u) * CHUNK) + wg.z;
     var sum = 0.0;
     if (repeat.x > 0u || params.accumulate > 0u) {
       sum = dtable[e];

@@ -8,6 +8,7 @@
 //
 // Tile of 8 rows x 8 units, the 4H summed gates in slices of 64 through workgroup memory; a thread owns one
 // unit of one row. Any size; tails guarded. Grid: x over units, y over rows, 8 a workgroup each.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   steps: u32,
@@ -45,13 +46,13 @@ fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
 @compute @workgroup_size(8, 8)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   // n-th step from the end; at n = T the "state after" is the initial state
-  let n = repeat.x;
+  let n = repeat.x + wg.z;
   let reverse = params.reverse > 0u;
   let after = select(params.steps - n, n, reverse) * params.batch;
   let before = select(params.steps - n - 1u, n + 1u, reverse) * params.batch;
   let t = select(params.steps - n - 1u, n, reverse);
   let t_next = select(params.steps - n, n - 1u, reverse);
-  let gate_count = 4u * params.hidden;
+  let gate_count = 4u * params.hidden + wg.z;
   let row0 = wg.y * 8u;
   let unit0 = wg.x * 8u;
   var sum = 0.0;

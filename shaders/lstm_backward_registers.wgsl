@@ -8,6 +8,7 @@
 //
 // 8 rows x 8 units a thread in registers, no workgroup memory: the fastest shape where barriers are dear.
 // Needs H to be a multiple of 4. Grid: x over units (64 a workgroup), y over rows (8).
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   steps: u32,
@@ -50,13 +51,13 @@ fn weights(k: u32, j: u32) -> mat4x4<f32> {
   return mat4x4<f32>(weight_hh[at], weight_hh[at + stride], weight_hh[at + 2u * stride], weight_hh[at + 3u * stride]);
 }
 
-fn finish(t: u32, before: u32, after: u32, row: u32, j: u32, sum: vec4<f32>) {
+fn finish(n: u32, t: u32, before: u32, after: u32, row: u32, j: u32, sum: vec4<f32>) {
   let stride = params.hidden / 4u;
   if (row < params.batch && j < stride) {
     let e = (after + row) * stride + j;
     let dht = dh[e] + sum;
     dh[e] = dht;
-    if (repeat.x < params.steps) {
+    if (n < params.steps) {
       let at = (t * params.batch + row) * params.hidden + j;
       let i = gates[at];
       let f = gates[at + stride];
@@ -77,7 +78,7 @@ fn finish(t: u32, before: u32, after: u32, row: u32, j: u32, sum: vec4<f32>) {
 
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
-  let n = repeat.x;
+  let n = repeat.x + wg.z;
   let reverse = params.reverse > 0u;
   let after = select(params.steps - n, n, reverse) * params.batch;
   let before = select(params.steps - n - 1u, n + 1u, reverse) * params.batch;
@@ -99,7 +100,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   var s7 = mat2x4<f32>();
   if (n > 0u) {
     let base = t_next * params.batch;
-    for (var q = 0u; q < params.hidden; q++) {
+    for (var q = 0u; q < params.hidden + wg.z; q++) {
       let w0 = weights(4u * q, j0);
       let w1 = weights(4u * q, j1);
       let x0 = dgates[(base + min(row, last_row)) * params.hidden + q];
@@ -120,20 +121,20 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
       s7 = mat2x4<f32>(madd(s7[0], x7, w0), madd(s7[1], x7, w1));
     }
   }
-  finish(t, before, after, row, j, s0[0]);
-  finish(t, before, after, row, j + 8u, s0[1]);
-  finish(t, before, after, row + 1u, j, s1[0]);
-  finish(t, before, after, row + 1u, j + 8u, s1[1]);
-  finish(t, before, after, row + 2u, j, s2[0]);
-  finish(t, before, after, row + 2u, j + 8u, s2[1]);
-  finish(t, before, after, row + 3u, j, s3[0]);
-  finish(t, before, after, row + 3u, j + 8u, s3[1]);
-  finish(t, before, after, row + 4u, j, s4[0]);
-  finish(t, before, after, row + 4u, j + 8u, s4[1]);
-  finish(t, before, after, row + 5u, j, s5[0]);
-  finish(t, before, after, row + 5u, j + 8u, s5[1]);
-  finish(t, before, after, row + 6u, j, s6[0]);
-  finish(t, before, after, row + 6u, j + 8u, s6[1]);
-  finish(t, before, after, row + 7u, j, s7[0]);
-  finish(t, before, after, row + 7u, j + 8u, s7[1]);
+  finish(n, t, before, after, row, j, s0[0]);
+  finish(n, t, before, after, row, j + 8u, s0[1]);
+  finish(n, t, before, after, row + 1u, j, s1[0]);
+  finish(n, t, before, after, row + 1u, j + 8u, s1[1]);
+  finish(n, t, before, after, row + 2u, j, s2[0]);
+  finish(n, t, before, after, row + 2u, j + 8u, s2[1]);
+  finish(n, t, before, after, row + 3u, j, s3[0]);
+  finish(n, t, before, after, row + 3u, j + 8u, s3[1]);
+  finish(n, t, before, after, row + 4u, j, s4[0]);
+  finish(n, t, before, after, row + 4u, j + 8u, s4[1]);
+  finish(n, t, before, after, row + 5u, j, s5[0]);
+  finish(n, t, before, after, row + 5u, j + 8u, s5[1]);
+  finish(n, t, before, after, row + 6u, j, s6[0]);
+  finish(n, t, before, after, row + 6u, j + 8u, s6[1]);
+  finish(n, t, before, after, row + 7u, j, s7[0]);
+  finish(n, t, before, after, row + 7u, j + 8u, s7[1]);
 }

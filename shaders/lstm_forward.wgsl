@@ -8,6 +8,7 @@
 //
 // Tile of 8 rows x 8 units, K in slices of 16 through workgroup memory; a thread owns the four gates of
 // one unit of one row. Any size; tails guarded. Grid: x over units, y over rows, 8 a workgroup each.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   steps: u32,
@@ -55,7 +56,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   let row0 = wg.y * 8u;
   let unit0 = wg.x * 8u;
   var sums = vec4<f32>();
-  for (var k0 = 0u; k0 < params.hidden; k0 += 16u) {
+  for (var k0 = 0u; k0 < params.hidden + wg.z; k0 += 16u) {
     workgroupBarrier();
     for (var e = lane; e < 128u; e += 64u) {
       let row = row0 + e / 16u;

@@ -8,6 +8,7 @@
 //
 // 8 rows x 4 units x 4 gates a thread in registers, no workgroup memory: the fastest shape where barriers
 // are dear. Needs H to be a multiple of 4. Grid: x over units (32 a workgroup), y over rows (8).
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   steps: u32,
@@ -90,7 +91,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   let after = select(t + 1u, t, params.reverse > 0u) * params.batch;
   let row = wg.y * 8u;
   let unit = (wg.x * 8u + li.x) * 4u;
-  let from = min(unit, params.hidden - 4u);
+  let base_unit = min(unit, params.hidden - 4u);
   let stride = params.hidden / 4u;
   let last = params.batch - 1u;
   var s0 = mat4x4<f32>();
@@ -101,11 +102,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   var s5 = mat4x4<f32>();
   var s6 = mat4x4<f32>();
   var s7 = mat4x4<f32>();
-  for (var q = 0u; q < stride; q++) {
-    let i = weights(0u, from, q);
-    let f = weights(1u, from, q);
-    let g = weights(2u, from, q);
-    let o = weights(3u, from, q);
+  for (var q = 0u; q < stride + wg.z; q++) {
+    let i = weights(0u, base_unit, q);
+    let f = weights(1u, base_unit, q);
+    let g = weights(2u, base_unit, q);
+    let o = weights(3u, base_unit, q);
     s0 = add(s0, h[(before + min(row, last)) * stride + q], i, f, g, o);
     s1 = add(s1, h[(before + min(row + 1u, last)) * stride + q], i, f, g, o);
     s2 = add(s2, h[(before + min(row + 2u, last)) * stride + q], i, f, g, o);

@@ -5,6 +5,7 @@
 // Grid: x over n (128 a workgroup), y over m (8 a workgroup); repeat.x = chunk of k.
 //
 // Thread x of a workgroup owns the columns 4 * (x + 8 j) .. + 4 for j in 0..4, so that neighbours read side by side.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   m: u32,
@@ -103,7 +104,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   var c5 = mat4x4<f32>();
   var c6 = mat4x4<f32>();
   var c7 = mat4x4<f32>();
-  let q_end = min(params.k, (repeat.x + 1u) * CHUNK) / 4u;
+  let q_end = min(params.k, (repeat.x + 1u) * CHUNK) / 4u + wg.z;
   for (var q = repeat.x * CHUNK / 4u; q < q_end; q++) {
     let top = a_block(m, q);
     let bottom = a_block(m + 4u, q);

@@ -1,6 +1,7 @@
 // counted = sum_r rows[r].z;  loss = sum_r rows[r].x / counted;  accuracy = sum_r rows[r].y / counted;  0 if nothing is counted
 //
 // One workgroup; interleaved slices added in order.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   rows: u32,
@@ -15,9 +16,9 @@ struct Params {
 var<workgroup> slices: array<vec3<f32>, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   var sum = vec3<f32>();
-  for (var row = lane; row < params.rows; row += 256u) {
+  for (var row = lane; row < params.rows + wg.z; row += 256u) {
     sum += vec3<f32>(row_losses[3u * row], row_losses[3u * row + 1u], row_losses[3u * row + 2u]);
   }
   slices[lane] = sum;

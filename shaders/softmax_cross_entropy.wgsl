@@ -2,6 +2,7 @@
 // rows[r] = (-ln p[r, target], 1 if the target is the first largest logit, 1);  (0, 0, 0) if the target is IGNORE
 //
 // One workgroup a row. Grid: workgroups folded into x and y.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   rows: u32,
@@ -28,7 +29,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
     // columns beyond V repeat the last one, which changes neither maximum nor place
     var place = min(lane, params.columns - 1u);
     var top = logits[base + place];
-    for (var v = lane + 64u; v < params.columns; v += 64u) {
+    for (var v = lane + 64u; v < params.columns + wg.z; v += 64u) {
       let x = logits[base + v];
       if (x > top) {
         top = x;
@@ -47,7 +48,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
       }
     }
     var sum = 0.0;
-    for (var v = lane; v < params.columns; v += 64u) {
+    for (var v = lane; v < params.columns + wg.z; v += 64u) {
       let value = exp(logits[base + v] - top);
       probabilities[base + v] = value;
       sum += value;
@@ -58,7 +59,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
     for (var i = 0u; i < 64u; i++) {
       total += sums[i];
     }
-    for (var v = lane; v < params.columns; v += 64u) {
+    for (var v = lane; v < params.columns + wg.z; v += 64u) {
       probabilities[base + v] /= total;
     }
     if (lane == 0u) {

@@ -1,6 +1,7 @@
 // total[0] = sum_e x[e] / divisor, or the square root of that
 //
 // One workgroup; interleaved slices added in order.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   len: u32,
@@ -15,9 +16,9 @@ struct Params {
 var<workgroup> slices: array<f32, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   var part = 0.0;
-  for (var e = lane; e < params.len; e += 256u) {
+  for (var e = lane; e < params.len + wg.z; e += 256u) {
     part += x[e];
   }
   slices[lane] = part;

@@ -2,6 +2,7 @@
 //
 // 16 columns x 16 interleaved slices of rows a workgroup; the slices are added in order, so the same rows
 // always give the same bits. Grid: x over columns; repeat.x = chunk of rows.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   rows: u32,
@@ -21,7 +22,7 @@ var<workgroup> slices: array<f32, 256>; // [16 slices][16 columns]
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let column = wg.x * 16u + lane % 16u;
-  let end = min(params.rows, (repeat.x + 1u) * CHUNK);
+  let end = min(params.rows, (repeat.x + 1u) * CHUNK) + wg.z;
   var sum = 0.0;
   if (column < params.columns) {
     for (var row = repeat.x * CHUNK + lane / 16u; row < end; row += 16u) {

@@ -1,6 +1,7 @@
 // partials[w] = sum of x[e]^2 over the elements of workgroup w, interleaved;  `sum` adds the partials
 //
 // Grid: x = number of partials.
+// `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   len: u32,
@@ -16,7 +17,7 @@ var<workgroup> slices: array<f32, 256>;
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   var sum = 0.0;
-  for (var e = wg.x * 256u + lane; e < params.len; e += params.partials * 256u) {
+  for (var e = wg.x * 256u + lane; e < params.len + wg.z; e += params.partials * 256u) {
     sum = fma(x[e], x[e], sum);
   }
   slices[lane] = sum;
