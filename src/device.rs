@@ -3,22 +3,24 @@
 use crate::error::{Error, Result};
 use std::fmt;
 #[cfg(feature = "gpu")]
-use {crate::gpu::Gpu, std::sync::Arc, std::time::Duration};
+use {crate::gpu::Gpu, crate::kernel::AdapterClass, std::sync::Arc, std::time::Duration};
 
 /// The precision of the CPU executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// 32 bits, as on the GPU.
     F32,
-    /// 64 bits, for gradient checks and reference numbers.
+    /// 64 bits, for gradient checks.
     F64,
+    /// 64 bits by the kernels' twins, plain loops written from the equations: slow, the referee of all others.
+    Reference,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Executor {
     Cpu(Precision),
     #[cfg(feature = "gpu")]
-    Gpu(Arc<Gpu>),
+    Gpu(Arc<Gpu>, AdapterClass),
 }
 
 /// Where to run. Printing it tells adapter, driver, backend and type, and why it was chosen.
@@ -29,7 +31,7 @@ pub(crate) enum Executor {
 /// | [`Device::gpu`] | the best adapter, a software one if there is no other |
 /// | [`Device::named`] | the adapter whose name contains a text |
 /// | [`Device::from_wgpu`] | a device that the application has already |
-/// | [`Device::cpu`], [`Device::cpu_f64`] | the CPU |
+/// | [`Device::cpu`], [`Device::cpu_f64`], [`Device::reference`] | the CPU |
 #[derive(Debug, Clone)]
 pub struct Device {
     pub(crate) executor: Executor,
@@ -47,6 +49,11 @@ impl Device {
         Device { executor: Executor::Cpu(Precision::F64), reason: "asked for".into() }
     }
 
+    /// The twins in f64: see [`Precision::Reference`].
+    pub fn reference() -> Device {
+        Device { executor: Executor::Cpu(Precision::Reference), reason: "asked for".into() }
+    }
+
     /// Whether it is a GPU, software adapters included.
     pub fn is_gpu(&self) -> bool {
         !matches!(self.executor, Executor::Cpu(_))
@@ -57,7 +64,7 @@ impl Device {
         match &self.executor {
             Executor::Cpu(_) => false,
             #[cfg(feature = "gpu")]
-            Executor::Gpu(gpu) => gpu.is_software(),
+            Executor::Gpu(gpu, _) => gpu.is_software(),
         }
     }
 
@@ -71,8 +78,9 @@ impl Device {
         match &self.executor {
             Executor::Cpu(Precision::F32) => "CPU (f32)".into(),
             Executor::Cpu(Precision::F64) => "CPU (f64)".into(),
+            Executor::Cpu(Precision::Reference) => "CPU (reference)".into(),
             #[cfg(feature = "gpu")]
-            Executor::Gpu(gpu) => gpu.info().name.clone(),
+            Executor::Gpu(gpu, _) => gpu.info().name.clone(),
         }
     }
 
@@ -81,7 +89,7 @@ impl Device {
         match &self.executor {
             Executor::Cpu(_) => String::new(),
             #[cfg(feature = "gpu")]
-            Executor::Gpu(gpu) => format!("{} {}", gpu.info().driver, gpu.info().driver_info).trim().to_string(),
+            Executor::Gpu(gpu, _) => format!("{} {}", gpu.info().driver, gpu.info().driver_info).trim().to_string(),
         }
     }
 }
@@ -89,7 +97,8 @@ impl Device {
 #[cfg(feature = "gpu")]
 impl Device {
     fn from_gpu(gpu: Gpu, reason: impl Into<String>) -> Device {
-        Device { executor: Executor::Gpu(Arc::new(gpu)), reason: reason.into() }
+        let class = gpu.class();
+        Device { executor: Executor::Gpu(Arc::new(gpu), class), reason: reason.into() }
     }
 
     /// A real GPU if there is one, else the CPU; [`Device::reason`] says which and why.
@@ -119,12 +128,20 @@ impl Device {
         Ok(Device::from_gpu(Gpu::new(device, queue)?, "given by the application"))
     }
 
+    /// The same device with the shaders chosen as for another class of adapter, to test every one of them anywhere.
+    pub fn with_shaders_for(self, class: AdapterClass) -> Device {
+        match self.executor {
+            Executor::Gpu(gpu, _) => Device { executor: Executor::Gpu(gpu, class), ..self },
+            Executor::Cpu(_) => self,
+        }
+    }
+
     /// Sets how long to wait for the GPU before an operation ends in [`Error::Timeout`]; 120 s at first.
     pub fn set_deadline(&self, deadline: Duration) -> Result<()> {
         if deadline.is_zero() {
             return Err(Error::config("deadline", "more than zero", "0 s"));
         }
-        if let Executor::Gpu(gpu) = &self.executor {
+        if let Executor::Gpu(gpu, _) = &self.executor {
             gpu.set_deadline(deadline);
         }
         Ok(())
@@ -184,7 +201,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name())?;
         #[cfg(feature = "gpu")]
-        if let Executor::Gpu(gpu) = &self.executor {
+        if let Executor::Gpu(gpu, _) = &self.executor {
             let kind = if gpu.is_software() { "software adapter".into() } else { format!("{:?}", gpu.info().device_type) };
             write!(f, ", {kind}, {:?}, driver {}", gpu.info().backend, self.driver())?;
         }

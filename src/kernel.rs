@@ -141,6 +141,8 @@ pub trait Operation: Debug + Send + Sync {
     fn flops(&self) -> f64;
     /// The shader for an adapter.
     fn dispatch(&self, class: AdapterClass) -> Dispatch;
+    /// [`Kernel::twin`] in f64.
+    fn twin_f64(&self, operands: &mut [Operand<'_, f64>]);
     /// [`Kernel::execute`] in f32.
     fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>);
     /// [`Kernel::execute`] in f64.
@@ -171,18 +173,6 @@ impl<K: Kernel> Operation for K {
     fn dispatch(&self, class: AdapterClass) -> Dispatch {
         let shaders = K::shaders();
         let shader = shaders.iter().find(|s| (s.suits)(self, class)).unwrap_or(&shaders[shaders.len() - 1]);
-        self.dispatch_with(shader)
-    }
-    fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>) {
-        self.execute(operands, scratch);
-    }
-    fn execute_f64(&self, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>) {
-        self.execute(operands, scratch);
-    }
-}
-
-trait DispatchWith: Kernel {
-    fn dispatch_with(&self, shader: &Shader<Self>) -> Dispatch {
         Dispatch {
             shader: shader.name,
             source: shader.source,
@@ -191,8 +181,16 @@ trait DispatchWith: Kernel {
             repeats: self.repeats(),
         }
     }
+    fn twin_f64(&self, operands: &mut [Operand<'_, f64>]) {
+        self.twin(operands);
+    }
+    fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>) {
+        self.execute(operands, scratch);
+    }
+    fn execute_f64(&self, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>) {
+        self.execute(operands, scratch);
+    }
 }
-impl<K: Kernel> DispatchWith for K {}
 
 /// The struct of a kernel's parameters: `#[repr(C)]`, words only, with the names of its fields.
 macro_rules! parameters {

@@ -17,10 +17,12 @@ pub(super) struct Memory<T> {
     counters: Counters,
     /// Bytes of slots and blocks; the scratch is added when asked.
     bytes: u64,
+    /// Run the twins instead of the fast forms.
+    twins: bool,
 }
 
 impl<T: Float> Memory<T> {
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &Plan, twins: bool) -> Self {
         let of = |wanted: bool, len: usize| if wanted { len } else { 0 };
         let own: Vec<Vec<T>> = plan
             .slots()
@@ -36,7 +38,7 @@ impl<T: Float> Memory<T> {
         let floats = own.iter().map(Vec::len).sum::<usize>() + parameters.len() + gradients.len();
         let bytes = floats * size_of::<T>() + tokens.iter().map(Vec::len).sum::<usize>() * 4;
         let counters = Counters::default();
-        Memory { own, tokens, parameters, gradients, scratch: Vec::new(), counters, bytes: bytes as u64 }
+        Memory { own, tokens, parameters, gradients, scratch: Vec::new(), counters, bytes: bytes as u64, twins }
     }
 
     pub fn counters(&self) -> Counters {
@@ -115,7 +117,7 @@ impl<T: Float> Memory<T> {
                     }
                 });
             }
-            Self::execute(&*step.operation, &mut operands, &mut scratch);
+            Self::execute(&*step.operation, &mut operands, &mut scratch, self.twins);
             drop(operands);
             self.scratch = scratch;
             for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(taken) {
@@ -128,19 +130,22 @@ impl<T: Float> Memory<T> {
     }
 }
 
-/// Picks the precision of an [`Operation`].
+/// Picks the form of an [`Operation`].
 pub(super) trait Execute<T> {
-    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>);
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>, twins: bool);
 }
 
 impl Execute<f32> for Memory<f32> {
-    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>) {
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>, _twins: bool) {
         operation.execute_f32(operands, scratch);
     }
 }
 
 impl Execute<f64> for Memory<f64> {
-    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>) {
-        operation.execute_f64(operands, scratch);
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>, twins: bool) {
+        match twins {
+            true => operation.twin_f64(operands),
+            false => operation.execute_f64(operands, scratch),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::Counters;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, UNIFORM_SIZE, UNIFORM_STRIDE};
-use crate::kernel::Dispatch;
+use crate::kernel::{AdapterClass, Dispatch};
 use crate::plan::{Plan, SlotId, Storage, Tensor};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -42,9 +42,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub async fn new(gpu: Arc<Gpu>, plan: &Plan, guarded: bool) -> Result<Self> {
+    pub async fn new(gpu: Arc<Gpu>, class: AdapterClass, plan: &Plan, guarded: bool) -> Result<Self> {
         let guard = if guarded { GUARD } else { 0 };
-        let dispatches: Vec<_> = plan.steps().iter().map(|s| s.operation.dispatch(gpu.class())).collect();
+        let dispatches: Vec<_> = plan.steps().iter().map(|s| s.operation.dispatch(class)).collect();
         let repeats = dispatches.iter().map(|d| d.repeats).max().unwrap_or(1) as u64;
         let uniform_bytes = plan.steps().len().max(1) as u64 * UNIFORM_STRIDE;
         check_limits(&gpu, plan, &dispatches, guard, uniform_bytes.max(repeats * UNIFORM_STRIDE))?;

@@ -2,6 +2,7 @@
 
 use super::Workspace;
 use crate::error::{Error, Result};
+use crate::parameters::check_finite;
 use crate::plan::Tensor;
 
 /// How far two values may lie apart: `absolute + relative * |right|`.
@@ -27,7 +28,9 @@ impl Tolerance {
 
 /// Runs two workspaces of one plan step by step and compares all that each step wrote.
 ///
-/// Returns the largest difference over tolerance. Error: [`Error::Divergence`] at the first slot that differs.
+/// Returns the largest difference over tolerance. Errors: [`Error::Divergence`] at the first slot that differs,
+/// [`Error::NonFinite`] if a slot that the plan writes is not finite in the end. Until then a NaN on both sides
+/// is what [`Workspace::poison`] left in rows that a later step writes.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn run(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) -> Result<f64> {
     pollster::block_on(run_async(left, right, tolerance))
@@ -47,7 +50,9 @@ pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: T
             let slot = plan.slot(id);
             let tensor = Tensor { slot: id, offset: 0, shape: slot.shape.clone() };
             let (l, r) = (left.read_async::<f64>(&tensor).await?, right.read_async::<f64>(&tensor).await?);
-            let (element, ratio) = tolerance.worst(&l, &r);
+            let written = |(l, r): (&f64, &f64)| if l.is_nan() && r.is_nan() { (0.0, 0.0) } else { (*l, *r) };
+            let (known_l, known_r): (Vec<f64>, Vec<f64>) = l.iter().zip(&r).map(written).unzip();
+            let (element, ratio) = tolerance.worst(&known_l, &known_r);
             worst = worst.max(ratio);
             if ratio > 1.0 {
                 return Err(Error::Divergence {
@@ -61,6 +66,11 @@ pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: T
                 });
             }
         }
+    }
+    for id in plan.steps().iter().flat_map(|step| step.written()) {
+        let slot = plan.slot(id);
+        let tensor = Tensor { slot: id, offset: 0, shape: slot.shape.clone() };
+        check_finite(&slot.name, left.read_async::<f64>(&tensor).await?.into_iter())?;
     }
     Ok(worst)
 }

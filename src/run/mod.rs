@@ -87,11 +87,15 @@ impl Workspace {
             return Err(Error::config("parameters of a workspace", wanted, parameters.block().len()));
         }
         let memory = match &device.executor {
-            Executor::Cpu(Precision::F32) => Memory::F32(cpu::Memory::new(&plan)),
-            Executor::Cpu(Precision::F64) => Memory::F64(cpu::Memory::new(&plan)),
+            Executor::Cpu(Precision::F32) => Memory::F32(cpu::Memory::new(&plan, false)),
+            Executor::Cpu(precision) => Memory::F64(cpu::Memory::new(&plan, *precision == Precision::Reference)),
             #[cfg(feature = "gpu")]
-            Executor::Gpu(gpu) => Memory::Gpu(Box::new(gpu::Memory::new(gpu.clone(), &plan, guarded).await?)),
+            Executor::Gpu(gpu, class) => {
+                Memory::Gpu(Box::new(gpu::Memory::new(gpu.clone(), *class, &plan, guarded).await?))
+            }
         };
+        // slices end where slots end on the CPU: there is nothing to guard
+        #[cfg(not(feature = "gpu"))]
         let _ = guarded;
         let mut workspace = Workspace { plan, memory };
         workspace.write_parameters(parameters)?;

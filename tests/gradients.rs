@@ -1,0 +1,184 @@
+//! Central differences in f64 against the recorded backward pass, over random models and over
+//! compositions that no layer foresees.
+
+mod common;
+
+use common::Model;
+use everloop::layers::{self, DenseConfig, EmbeddingConfig, LstmConfig};
+use everloop::plan::{Kind, Storage};
+use everloop::recorder::gradient_name;
+use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
+
+/// Compares `d loss / d slot` with central differences at up to `samples` elements of every input and
+/// parameter that has a gradient. Returns how many were compared.
+///
+/// The step of 1e-5 leaves a truncation error near 1e-10 and a rounding error near 1e-11 / 1e-5.
+fn check(
+    plan: &Plan,
+    parameters: &Parameters,
+    prepare: impl Fn(&mut Workspace) -> Result<()>,
+    samples: usize,
+) -> Result<usize, String> {
+    check_without(None, plan, parameters, prepare, samples)
+}
+
+/// The same with a step of the plan left out.
+fn check_without(
+    left_out: Option<usize>,
+    plan: &Plan,
+    parameters: &Parameters,
+    prepare: impl Fn(&mut Workspace) -> Result<()>,
+    samples: usize,
+) -> Result<usize, String> {
+    let run = |workspace: &mut Workspace| match left_out {
+        None => workspace.run(),
+        Some(step) => {
+            workspace.run_steps(0..step)?;
+            workspace.run_steps(step + 1..plan.steps().len())
+        }
+    };
+    let text = |e: everloop::Error| e.to_string();
+    let mut workspace = Workspace::new(&Device::cpu_f64(), plan.clone(), parameters).map_err(text)?;
+    prepare(&mut workspace).map_err(text)?;
+    let loss = plan.tensor("loss").map_err(text)?;
+    let mut rng = Rng::new(11);
+    let mut compared = 0;
+    for slot in plan.slots() {
+        let whole_block = slot.storage == Storage::Parameters(0) && slot.name == "parameters";
+        if !matches!(slot.kind, Kind::Input | Kind::Parameter) || whole_block {
+            continue;
+        }
+        let Ok(gradient) = plan.tensor(&gradient_name(&slot.name)) else { continue };
+        let tensor = plan.tensor(&slot.name).map_err(text)?;
+        // the differences below ran the whole plan: nothing of that may stay
+        workspace.poison().map_err(text)?;
+        run(&mut workspace).map_err(text)?;
+        let analytic = workspace.read::<f64>(&gradient).map_err(text)?;
+        let values = workspace.read::<f64>(&tensor).map_err(text)?;
+        for _ in 0..samples.min(values.len()) {
+            let e = if values.len() <= samples { compared % values.len() } else { rng.below(values.len()) };
+            let mut at = |delta: f64| -> Result<f64> {
+                let mut moved = values.clone();
+                moved[e] += delta;
+                workspace.write(&tensor, &moved)?;
+                workspace.run()?;
+                workspace.scalar(&loss)
+            };
+            let step = 1e-5;
+            let numeric = (at(step).map_err(text)? - at(-step).map_err(text)?) / (2.0 * step);
+            workspace.write(&tensor, &values).map_err(text)?;
+            compared += 1;
+            let difference = (numeric - analytic[e]).abs();
+            if difference.is_nan() || difference > 1e-8 + 1e-6 * numeric.abs() {
+                return Err(format!("`{}` element {e}: differences give {numeric}, the plan {}", slot.name, analytic[e]));
+            }
+        }
+    }
+    Ok(compared)
+}
+
+fn check_model(model: &Model, seed: u64) -> Result<usize, String> {
+    let (parameters, plan) = model.record(&mut Rng::new(seed)).map_err(|e| e.to_string())?;
+    check(&plan, &parameters, |w| model.write(w, &mut Rng::new(seed + 1)), 3)
+}
+
+#[test]
+fn random_models() {
+    let mut rng = Rng::new(1);
+    for case in 0..60 {
+        let model = Model::random(&mut rng, 9, 4, 6);
+        let compared = check_model(&model, case).unwrap_or_else(|e| panic!("case {case}: {e}\n{model:?}"));
+        assert!(compared >= 6, "only {compared} gradients in case {case}");
+    }
+}
+
+/// Nothing of everloop knows of residual connections: this is all it takes.
+fn residual(rec: &mut Recorder<'_>, lstm: &layers::Lstm, name: &str, x: &Tensor) -> Result<Tensor> {
+    let y = lstm.record(rec, x, None)?.output;
+    layers::add(rec, name, x, &y)
+}
+
+fn residual_model() -> Result<(Parameters, Plan)> {
+    let (rng, mut parameters) = (&mut Rng::new(4), Parameters::new());
+    let first = LstmConfig::new(6, 6).declare(&mut parameters, "first", rng)?;
+    let second = LstmConfig::new(6, 6).declare(&mut parameters, "second", rng)?;
+    let dense = DenseConfig::new(6, 3).declare(&mut parameters, "linear", rng)?;
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", &[4, 2, 6])?;
+    rec.want_gradient(&x);
+    let y = residual(&mut rec, &first, "once", &x)?;
+    let y = residual(&mut rec, &second, "twice", &y)?;
+    let logits = dense.record(&mut rec, &y)?;
+    let targets = rec.tokens("targets", &[4, 2], 3)?;
+    let out = loss::softmax_cross_entropy(&mut rec, "loss", &logits, &targets)?;
+    rec.backward(&out.loss)?;
+    let plan = rec.finish();
+    Ok((parameters, plan))
+}
+
+fn inputs(workspace: &mut Workspace) -> Result<()> {
+    let plan = workspace.plan().clone();
+    for slot in plan.slots() {
+        let tensor = plan.tensor(&slot.name)?;
+        match slot.kind {
+            Kind::Input => workspace.write(&tensor, &Rng::new(8).vector(slot.len(), 1.0))?,
+            Kind::Tokens { vocab_size, .. } => {
+                let ids: Vec<u32> = (0..slot.len()).map(|i| (i * 7 % vocab_size) as u32).collect();
+                workspace.write_tokens(&tensor, &ids)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn residual_connections_round_lstm_layers() {
+    let (parameters, plan) = residual_model().unwrap();
+    let compared = check(&plan, &parameters, inputs, 6).unwrap();
+    assert_eq!(compared, 63, "{plan}");
+}
+
+/// One layer used twice (tied weights), its two outputs and a slice of columns joined, embedding in, and
+/// an initial state that another LSTM computed.
+#[test]
+fn tied_weights_slices_and_a_computed_initial_state() {
+    let (rng, mut parameters) = (&mut Rng::new(5), Parameters::new());
+    let embedding = EmbeddingConfig::new(7, 5).declare(&mut parameters, "embedding", rng).unwrap();
+    let encoder = LstmConfig::new(5, 4).declare(&mut parameters, "encoder", rng).unwrap();
+    let decoder = LstmConfig::new(5, 4).with_forget_bias(1.0).declare(&mut parameters, "decoder", rng).unwrap();
+    let dense = DenseConfig::new(7, 7).with_bias(false).declare(&mut parameters, "linear", rng).unwrap();
+    let record = |rec: &mut Recorder<'_>| -> Result<()> {
+        let ids = rec.tokens("ids", &[3, 2], 7)?;
+        let x = embedding.record(rec, &ids)?;
+        let encoded = encoder.record(rec, &x, None)?;
+        let y = decoder.record(rec, &x, Some(&encoded.state))?.output;
+        let part = layers::columns(rec, "part", &x, 1, 3)?;
+        let joined = layers::concatenate(rec, "joined", &[&y, &part])?;
+        let logits = dense.record(rec, &joined)?;
+        let targets = rec.targets("targets", &[3, 2], 7)?;
+        let entropy = loss::softmax_cross_entropy(rec, "entropy", &logits, &targets)?;
+        let wanted = rec.input("wanted", encoded.output.shape())?;
+        rec.want_gradient(&wanted);
+        let squared = loss::mean_squared_error(rec, "squared", &encoded.output, &wanted)?;
+        let total = layers::add(rec, "loss", &entropy.loss, &squared)?;
+        rec.backward(&total)
+    };
+    let mut rec = Recorder::new(&parameters);
+    record(&mut rec).unwrap();
+    let plan = rec.finish();
+    let compared = check(&plan, &parameters, inputs, 5).unwrap();
+    assert_eq!(compared, 55, "{plan}");
+}
+
+#[test]
+fn planted_errors_are_caught() {
+    let (parameters, plan) = residual_model().unwrap();
+    check(&plan, &parameters, inputs, 6).unwrap();
+    // a step of the backward pass left out: each must be missed by some gradient
+    let backward = plan.steps().iter().enumerate().filter(|(_, s)| s.phase == everloop::plan::Phase::Backward);
+    for (index, step) in backward {
+        let seen = check_without(Some(index), &plan, &parameters, inputs, 6).is_err();
+        assert!(seen, "step {index} ({}) was left out and nobody noticed", step.operation.name());
+    }
+}
