@@ -40,9 +40,8 @@ const CLIP_NORM: f64 = 1.0;
 /// This share of the windows is shortened at random during the first half of the training: that is where
 /// the model learns short cues. The second half has only what the text determines.
 const SHORTENED: f64 = 0.25;
-/// Above these, the sizes are more likely a slip than a wish, and no error from the allocator would be as clear.
-const MOST_PARAMETERS: f64 = 2e8;
-const MOST_BYTES: u64 = 8 << 30;
+/// A model of more memory is more likely a slip than a wish, and no error from the allocator would be as clear.
+const MOST_MIB: f64 = 4096.0;
 
 /// Learns a text word by word and continues cues.
 #[derive(Parser)]
@@ -69,13 +68,13 @@ struct Arguments {
     #[arg(long, default_value_t = 1.0, value_parser = positive, allow_hyphen_values = true)]
     learning_rate: f64,
     /// Training steps.
-    #[arg(long, default_value_t = 1500, value_parser = size, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 2000, value_parser = size, allow_hyphen_values = true)]
     steps: usize,
     /// 0 always takes the likeliest word, 1 draws from the model's probabilities.
     #[arg(long, default_value_t = 0.5, value_parser = not_negative, allow_hyphen_values = true)]
     temperature: f64,
     /// Seed of all that is random.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, allow_hyphen_values = true)]
     seed: u64,
     /// auto, cpu, gpu, cpu-f64 or part of an adapter's name.
     #[arg(long, default_value = "auto")]
@@ -112,15 +111,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     // all that can be wrong with the input is found before any training
-    let text = match &arguments.text {
-        Some(path) => read(path)?,
-        None => STORY.to_string(),
+    let story = match &arguments.text {
+        Some(path) => read(path, arguments.window)?,
+        None => Story::new(STORY, arguments.window)?,
     };
-    let story = Story::new(&text, arguments.window)?;
     let cues = match arguments.cue.is_empty() {
         true => story.own_cues(),
         false => arguments.cue.iter().map(|cue| story.cue(cue)).collect::<Result<_>>()?,
     };
+    if arguments.metrics.is_some() && arguments.metrics == arguments.text {
+        return Err("creating the metrics file: expected a file of its own, found the text".into());
+    }
     let device = Device::parse(&arguments.device)?;
     let mut metrics = Metrics::create(arguments.metrics.as_deref())?;
     let mut model = Model::new(arguments, &story, &device)?;
@@ -131,13 +132,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     write_continuations(arguments, &story, &mut model, &cues)
 }
 
-fn read(path: &Path) -> Result<String> {
-    let name = path.display();
-    let bytes = fs::read(path).map_err(|error| format!("reading the text {name}: {error}"))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        format!("reading the text {name}: expected UTF-8, found something else at byte {at}").into()
-    })
+fn read(path: &Path, window: usize) -> Result<Story> {
+    let read = || {
+        let bytes = fs::read(path)?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            format!("expected UTF-8, found something else at byte {at}")
+        })?;
+        Story::new(&text, window)
+    };
+    read().map_err(|error| format!("reading the text {}: {error}", path.display()).into())
 }
 
 /// A text as token ids.
@@ -151,15 +155,14 @@ impl Story {
     fn new(text: &str, window: usize) -> Result<Story> {
         let vocabulary = Vocabulary::of(text);
         let ids = vocabulary.encode(text)?;
-        let words = tokens(text).filter(|token| is_word(token)).count();
-        if words == 0 {
-            return Err("reading the text: expected words, found none".into());
+        if !tokens(text).any(is_word) {
+            return Err(format!("expected words, found none in {} bytes", text.len()).into());
         }
         if ids.len() < window {
             let found = ids.len();
             return Err(format!(
-                "reading the text: expected at least as many words and marks as the window has, {window}, \
-                 found {found}; take a longer text or a smaller --window"
+                "expected at least as many words and marks as a window has, {window}, found {found}; \
+                 take a longer text or a smaller --window"
             )
             .into());
         }
@@ -229,7 +232,7 @@ impl Model {
     fn new(arguments: &Arguments, story: &Story, device: &Device) -> Result<Model> {
         let &Arguments { window, batch, hidden_size, layers, .. } = arguments;
         let vocab_size = story.vocabulary.len() + 1;
-        check_parameters(vocab_size, hidden_size, layers)?;
+        check_memory(arguments, vocab_size)?;
         let (mut parameters, mut rng) = (Parameters::new(), Rng::new(arguments.seed));
         let embedding =
             EmbeddingConfig::new(vocab_size, hidden_size).declare(&mut parameters, "embedding", &mut rng)?;
@@ -248,14 +251,6 @@ impl Model {
         let sgd = SgdConfig::new(arguments.learning_rate).with_clip_norm(CLIP_NORM);
         let learning_rate = sgd.record(&mut rec)?.learning_rate;
         let plan = rec.finish();
-        if plan.bytes() > MOST_BYTES {
-            return Err(format!(
-                "sizing the model: expected at most {} MiB, found {} MiB; lower --batch, --window or --hidden-size",
-                MOST_BYTES >> 20,
-                plan.bytes() >> 20
-            )
-            .into());
-        }
         let forward = plan.steps().iter().take_while(|step| step.phase == Phase::Forward).count();
         let workspace = Workspace::new(device, plan, &parameters)?;
         Ok(Model { workspace, ids, targets, learning_rate, entropy, forward })
@@ -307,15 +302,20 @@ impl Model {
 }
 
 /// Says no to a model that is too large before anything of its size is allocated.
-fn check_parameters(vocab_size: usize, hidden_size: usize, layers: usize) -> Result<()> {
-    let (vocab, hidden, layers) = (vocab_size as f64, hidden_size as f64, layers as f64);
+fn check_memory(arguments: &Arguments, vocab_size: usize) -> Result<()> {
+    let &Arguments { window, batch, hidden_size, layers, .. } = arguments;
+    let [vocab, window, batch, hidden, layers] = [vocab_size, window, batch, hidden_size, layers].map(|n| n as f64);
     // every tensor is rounded up to a whole 256 bytes, and a layer has four
-    let count = vocab * (2.0 * hidden + 1.0) + layers * (8.0 * hidden * (hidden + 1.0)).max(256.0);
-    match count <= MOST_PARAMETERS {
+    let parameters = vocab * (2.0 * hidden + 1.0) + layers * (8.0 * hidden * (hidden + 1.0)).max(256.0);
+    // gates, h and c of each layer, embedding, logits and probabilities, all with gradients
+    let activations = batch * (2.0 * window * hidden * (6.0 * layers + 1.0) + 4.0 * vocab);
+    // f64 on the host, twice while they are made; f32 values and gradients on the device
+    let mib = (24.0 * parameters + 4.0 * activations) / 1048576.0;
+    match mib <= MOST_MIB {
         true => Ok(()),
         false => Err(format!(
-            "sizing the model: expected at most {MOST_PARAMETERS:.0} parameters, found {count:.3e}; \
-             lower --hidden-size or --layers, or take a text with fewer different words"
+            "sizing the model: expected at most {MOST_MIB} MiB, found {mib:.0} MiB; \
+             lower --hidden-size, --layers, --batch or --window, or take a text with fewer different words"
         )
         .into()),
     }

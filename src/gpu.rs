@@ -172,6 +172,8 @@ impl Gpu {
 
     /// Turns what the handlers saw into an error.
     pub fn check(&self, doing: &str) -> Result<()> {
+        // lets wgpu call the handlers; what the poll itself answers is said again by them
+        let _ = self.device.poll(wgpu::PollType::Poll);
         let mut faults = lock(&self.faults);
         if let Some(reason) = &faults.lost {
             return Err(Error::DeviceLost { doing: doing.to_string(), reason: reason.clone() });

@@ -7,6 +7,18 @@ use crate::error::{Error, Result};
 use crate::kernel::{Access, Operation};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Tells plans apart, so that a tensor of one is not taken for a tensor of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct PlanId(u64);
+
+impl PlanId {
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        PlanId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// Index of a slot in its plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +94,7 @@ impl Slot {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
+    pub(crate) plan: PlanId,
     pub(crate) slot: SlotId,
     pub(crate) offset: usize,
     pub(crate) shape: Vec<usize>,
@@ -135,7 +148,7 @@ impl Tensor {
         }
         let mut shape = self.shape.clone();
         shape[0] = count;
-        Ok(Tensor { slot: self.slot, offset: self.offset + start * (self.len() / lead), shape })
+        Ok(Tensor { offset: self.offset + start * (self.len() / lead), shape, ..self.clone() })
     }
 
     /// Entry `index` of the leading axis, without that axis.
@@ -252,6 +265,7 @@ pub struct Cell {
 /// The recorded program. Made by a [`Recorder`](crate::Recorder), run by a [`Workspace`](crate::Workspace).
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
+    pub(crate) id: PlanId,
     pub(crate) slots: Vec<Slot>,
     pub(crate) steps: Vec<Step>,
     pub(crate) cells: Vec<Cell>,
@@ -290,7 +304,20 @@ impl Plan {
             name: name.to_string(),
             problem: "is not known",
         })?;
-        Ok(Tensor { slot: SlotId(index), offset: 0, shape: self.slots[index].shape.clone() })
+        Ok(self.whole(SlotId(index)))
+    }
+
+    /// The whole of a slot.
+    pub fn whole(&self, id: SlotId) -> Tensor {
+        Tensor { plan: self.id, slot: id, offset: 0, shape: self.slot(id).shape.clone() }
+    }
+
+    /// Error: a tensor of another plan.
+    pub(crate) fn check(&self, doing: &str, tensor: &Tensor) -> Result<()> {
+        match tensor.plan == self.id && tensor.slot.0 < self.slots.len() {
+            true => Ok(()),
+            false => Err(Error::config(doing, "a tensor of this plan", "a tensor of another one")),
+        }
     }
 
     /// Bytes of all slots and blocks in f32: linear in the number of steps.
@@ -339,10 +366,10 @@ mod tests {
 
     #[test]
     fn views_of_rows() {
-        let t = Tensor { slot: SlotId(0), offset: 0, shape: vec![5, 2, 3] };
+        let t = Tensor { plan: PlanId(1), slot: SlotId(0), offset: 0, shape: vec![5, 2, 3] };
         let rows = t.narrow(1, 4).unwrap();
         assert_eq!((rows.offset, rows.shape()), (6, &[4, 2, 3][..]));
-        assert_eq!(t.row(4).unwrap(), Tensor { slot: SlotId(0), offset: 24, shape: vec![2, 3] });
+        assert_eq!(t.row(4).unwrap(), Tensor { offset: 24, shape: vec![2, 3], ..t.clone() });
         assert!(t.narrow(3, 3).is_err() && t.narrow(0, 0).is_err() && t.reshape(&[29]).is_err());
     }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{Access, Kernel};
 use crate::kernels::fill::Fill;
 use crate::parameters::Parameters;
-use crate::plan::{Cell, Kind, Phase, Plan, Slot, SlotId, Step, Storage, Tensor};
+use crate::plan::{Cell, Kind, Phase, Plan, PlanId, Slot, SlotId, Step, Storage, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl<'p> Recorder<'p> {
     pub fn new(parameters: &'p Parameters) -> Self {
         Recorder {
             parameters,
-            plan: Plan { block_len: parameters.block().len(), ..Plan::default() },
+            plan: Plan { id: PlanId::next(), block_len: parameters.block().len(), ..Plan::default() },
             by_name: HashMap::new(),
             tape: Vec::new(),
             phase: Phase::Forward,
@@ -71,7 +71,7 @@ impl<'p> Recorder<'p> {
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         let entry = self.parameters.entry(name)?.clone();
         if let Some(id) = self.by_name.get(name) {
-            return Ok(Tensor { slot: *id, offset: 0, shape: entry.shape });
+            return Ok(self.plan.whole(*id));
         }
         self.slot(name, &entry.shape, Kind::Parameter, Storage::Parameters(entry.range.start), true)
     }
@@ -84,7 +84,7 @@ impl<'p> Recorder<'p> {
         };
         let shape = vec![self.plan.block_len];
         match self.by_name.get(name) {
-            Some(id) => Ok(Tensor { slot: *id, offset: 0, shape }),
+            Some(id) => Ok(self.plan.whole(*id)),
             None => self.slot(name, &shape, kind, storage, false),
         }
     }
@@ -97,12 +97,35 @@ impl<'p> Recorder<'p> {
 
     /// Asks for the gradient of an input; it is the slot named by [`gradient_name`].
     pub fn want_gradient(&mut self, tensor: &Tensor) {
-        self.wanted[tensor.slot.0] = true;
+        self.set_wanted(tensor, true);
     }
 
     /// Takes back the wish for a gradient: nothing behind this slot can be trained through it.
     pub fn stop_gradient(&mut self, tensor: &Tensor) {
-        self.wanted[tensor.slot.0] = false;
+        self.set_wanted(tensor, false);
+    }
+
+    fn set_wanted(&mut self, tensor: &Tensor, wanted: bool) {
+        if self.plan.check("", tensor).is_ok() {
+            self.wanted[tensor.slot.0] = wanted;
+        }
+    }
+
+    /// Error: ids that may reach `vocab_size` or beyond, or be [`IGNORE`](crate::loss::IGNORE) where that is not `ignorable`.
+    pub(crate) fn check_ids(&self, doing: &str, ids: &Tensor, vocab_size: usize, ignorable: bool) -> Result<()> {
+        self.plan.check(doing, ids)?;
+        let slot = self.plan.slot(ids.slot);
+        match slot.kind {
+            Kind::Tokens { vocab_size: ids, ignorable: may } if ids <= vocab_size && (ignorable || !may) => Ok(()),
+            Kind::Tokens { ignorable: true, .. } if !ignorable => {
+                Err(Error::config(doing, "a slot of `tokens`", format!("`{}`, a slot of `targets`", slot.name)))
+            }
+            Kind::Tokens { vocab_size: ids, .. } => {
+                let found = format!("`{}` with a vocabulary of {ids}", slot.name);
+                Err(Error::config(doing, format!("ids below {vocab_size}"), found))
+            }
+            _ => Err(Error::config(doing, "token ids", format!("`{}`, a slot of floats", slot.name))),
+        }
     }
 
     fn slot(&mut self, name: &str, shape: &[usize], kind: Kind, storage: Storage, wanted: bool) -> Result<Tensor> {
@@ -121,7 +144,7 @@ impl<'p> Recorder<'p> {
         self.plan.slots.push(Slot { name: name.to_string(), shape: shape.to_vec(), kind, storage });
         self.wanted.push(wanted);
         self.gradient.push(None);
-        Ok(Tensor { slot: id, offset: 0, shape: shape.to_vec() })
+        Ok(self.plan.whole(id))
     }
 
     /// Appends a step. Errors: wrong number or kind of operands, or a buffer both written and bound a
@@ -132,6 +155,7 @@ impl<'p> Recorder<'p> {
             return Err(Error::config(doing(), format!("{} operands", K::BINDINGS.len()), operands.len()));
         }
         for (binding, operand) in K::BINDINGS.iter().zip(operands) {
+            self.plan.check(&doing(), operand)?;
             let slot = self.plan.slot(operand.slot);
             if matches!(slot.kind, Kind::Tokens { .. }) != (binding.access == Access::Tokens) {
                 let found = format!("slot `{}` of kind {:?}", slot.name, slot.kind);
@@ -164,12 +188,14 @@ impl<'p> Recorder<'p> {
 
     /// The gradient that has flowed into a tensor so far, if any.
     pub fn gradient(&self, of: &Tensor) -> Option<Tensor> {
+        self.plan.check("", of).ok()?;
         self.gradient[of.slot.0].map(|slot| Tensor { slot, ..of.clone() })
     }
 
     /// Where to write a contribution to the gradient of a tensor, and whether to accumulate.
     /// `None` when nobody wants it.
     pub fn contribute(&mut self, of: &Tensor) -> Result<Option<(Tensor, bool)>> {
+        self.plan.check("recording a gradient", of)?;
         if !self.wanted[of.slot.0] {
             return Ok(None);
         }
@@ -240,6 +266,10 @@ impl<'p> Recorder<'p> {
         if self.phase == Phase::Forward {
             let found = "no backward pass recorded";
             return Err(Error::config("recording the update", "gradients to update with", found));
+        }
+        if !self.plan.trains {
+            let found = "a loss that reaches none";
+            return Err(Error::config("recording the update", "a gradient of some parameter", found));
         }
         self.phase = Phase::Update;
         Ok(())

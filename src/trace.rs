@@ -195,8 +195,16 @@ impl Trace {
                 }
             };
             let (phase, shape, of) = (phase_name(entry.phase), format!("{:?}", entry.shape), entry.statistics);
-            write!(out, "{:>4} {phase:<8} {:<kernel$} {:<slot$} {place:<23} {shape:<13}", entry.step, entry.kernel, entry.slot)?;
-            write!(out, " min {:>12.5e} max {:>12.5e} mean {:>12.5e} norm {:>11.5e}", of.min, of.max, of.mean, of.norm)?;
+            write!(
+                out,
+                "{:>4} {phase:<8} {:<kernel$} {:<slot$} {place:<23} {shape:<13}",
+                entry.step, entry.kernel, entry.slot
+            )?;
+            write!(
+                out,
+                " min {:>12.5e} max {:>12.5e} mean {:>12.5e} norm {:>11.5e}",
+                of.min, of.max, of.mean, of.norm
+            )?;
             match of.non_finite {
                 0 => writeln!(out)?,
                 count => writeln!(out, "  {count} of {} not finite", of.elements)?,
@@ -226,7 +234,9 @@ impl Observer for Trace {
             for (place, tensor) in parts(&plan, id, &*step.operation, step.phase) {
                 let mut values = workspace.read::<f64>(&tensor)?;
                 let mut shape = tensor.shape;
-                if place.is_none() && let Some(part) = Extent::of(&*step.operation, values.len()).pick(&values) {
+                if place.is_none()
+                    && let Some(part) = Extent::of(&*step.operation, values.len()).pick(&values)
+                {
                     (values, shape) = part;
                 }
                 self.entries.push(Entry {
@@ -257,7 +267,7 @@ enum Rows {
 /// The parts of a slot that a step wrote, each with its place, in the order the step worked on them.
 fn parts(plan: &Plan, id: SlotId, operation: &dyn Operation, phase: Phase) -> Vec<(Option<Place>, Tensor)> {
     let shape = plan.slot(id).shape.clone();
-    let whole = Tensor { slot: id, offset: 0, shape: shape.clone() };
+    let whole = plan.whole(id);
     let Some((cell, rows)) = plan.cells().iter().find_map(|cell| rows_of(cell, id).map(|rows| (cell, rows))) else {
         return vec![(None, whole)];
     };
@@ -280,7 +290,7 @@ fn parts(plan: &Plan, id: SlotId, operation: &dyn Operation, phase: Phase) -> Ve
     let part = |(time, row): (Option<usize>, usize)| {
         let start = row * row_len;
         let touched = start < written.end() && written.start < start + row_len;
-        let tensor = Tensor { slot: id, offset: start, shape: shape[1..].to_vec() };
+        let tensor = Tensor { offset: start, shape: shape[1..].to_vec(), ..whole.clone() };
         touched.then_some((Some(Place { layer, direction, time }), tensor))
     };
     at.into_iter().filter_map(part).collect()
@@ -421,9 +431,9 @@ impl SeriesGradients {
     /// All of them with name and formula, in the order in which they are computed.
     pub fn named(&self) -> [Named<'_>; 10] {
         [
-            ("dHt", "dE/dht: from above, and dh_next of the step after", &self.dht),
+            ("dHt", "dE/dht from above + dh_next of the step after", &self.dht),
             ("dOt", "dHt * tanh(ct) * ot * (1 - ot)", &self.dot),
-            ("dCt", "dHt * ot * (1 - tanh(ct)^2), and dc_next of the step after", &self.dct),
+            ("dCt", "dHt * ot * (1 - tanh(ct)^2) + dc_next of the step after", &self.dct),
             ("dCproj", "dCt * it * (1 - cproj^2)", &self.dcproj),
             ("dFt", "dCt * ct_prev * ft * (1 - ft)", &self.dft),
             ("dIt", "dCt * cproj * it * (1 - it)", &self.dit),
@@ -527,7 +537,8 @@ fn read_cell(workspace: &mut Workspace, cell: &Cell) -> Result<SeriesCell> {
     let (steps, hidden) = (gates.len_of(Axis(0)), gates.len_of(Axis(2)) / GATES);
     let row = |of: &Array3<f64>, row: usize| of.index_axis(Axis(0), row).to_owned();
     // columns of the packed gates: i, f, g, o
-    let gate = |of: &Array3<f64>, t: usize, gate: usize| of.slice(s![t, .., gate * hidden..(gate + 1) * hidden]).to_owned();
+    let gate =
+        |of: &Array3<f64>, t: usize, gate: usize| of.slice(s![t, .., gate * hidden..(gate + 1) * hidden]).to_owned();
     let first = cell.direction.first_row(steps);
     let mut out = SeriesCell {
         name: cell.name.clone(),
@@ -626,7 +637,8 @@ mod tests {
     fn residual(cell: &SeriesCell) -> f64 {
         let mut worst: f64 = 0.0;
         let mut check = |left: &Array2<f64>, right: Array2<f64>| {
-            let difference = (left - &right).fold(0.0, |w: f64, d| if d.is_nan() { f64::INFINITY } else { w.max(d.abs()) });
+            let difference =
+                (left - &right).fold(0.0, |w: f64, d| if d.is_nan() { f64::INFINITY } else { w.max(d.abs()) });
             worst = worst.max(difference);
         };
         let slope = |y: &Array2<f64>| y.mapv(|y| y * (1.0 - y));
@@ -718,7 +730,10 @@ mod tests {
         };
         let json: serde_json::Value = serde_json::from_str(&entry.to_json()).unwrap();
         assert_eq!(json["slot"], entry.slot);
-        assert_eq!((&json["phase"], &json["direction"], &json["layer"]), (&"backward".into(), &"reverse".into(), &1.into()));
+        assert_eq!(
+            (&json["phase"], &json["direction"], &json["layer"]),
+            (&"backward".into(), &"reverse".into(), &1.into())
+        );
         assert!(json["time"].is_null());
         assert_eq!((&json["non_finite"], &json["shape"]), (&3.into(), &vec![3, 3].into()));
         for (value, found) in values.iter().zip(json["values"].as_array().unwrap()) {

@@ -29,6 +29,7 @@ const CHUNK: u32 = 32_768;
 
 /// Records `dtable [V, E] (+)= dy [.., E]` scattered by `ids`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, dy: &Tensor, dtable: &Tensor, accumulate: bool) -> Result<()> {
+    rec.check_ids("recording the gradient of an embedding", ids, dtable.rows(), false)?;
     if dy.rows() != ids.len() || dy.columns() != dtable.columns() {
         let wanted = format!("[{}, {}]", ids.len(), dtable.columns());
         return Err(Error::shape("recording the gradient of an embedding", wanted, dy.shape()));

@@ -22,6 +22,7 @@ parameters! {
 
 /// Records the look-up of `ids` in `table [V, E]` into `y [.., E]`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, table: &Tensor, y: &Tensor) -> Result<()> {
+    rec.check_ids("recording an embedding", ids, table.rows(), false)?;
     if y.rows() != ids.len() || y.columns() != table.columns() {
         let wanted = format!("[{}, {}]", ids.len(), table.columns());
         return Err(Error::shape("recording an embedding", wanted, y.shape()));

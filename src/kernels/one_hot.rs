@@ -22,6 +22,7 @@ parameters! {
 
 /// Records the unit vectors of `ids` into `y [.., V]`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
+    rec.check_ids("recording one-hot vectors", ids, y.columns(), false)?;
     if y.rows() != ids.len() {
         return Err(Error::shape("recording one-hot vectors", format!("{} rows", ids.len()), y.shape()));
     }

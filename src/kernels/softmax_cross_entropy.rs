@@ -33,6 +33,7 @@ pub fn record(
     probabilities: &Tensor,
     row_losses: &Tensor,
 ) -> Result<()> {
+    rec.check_ids("recording a cross-entropy", targets, logits.columns(), true)?;
     if targets.len() != logits.rows() {
         return Err(Error::shape("recording a cross-entropy", format!("{} targets", logits.rows()), targets.shape()));
     }

@@ -112,9 +112,7 @@ impl<T: Float> Memory<T> {
                 operands.push(match binding.access {
                     Access::Write => Operand::Write(&mut buffer[start..start + slot.len()]),
                     Access::Tokens => Operand::Tokens(&self.tokens[id.0]),
-                    Access::Read => {
-                        Operand::Read(self.read(plan, &Tensor { slot: *id, offset: 0, shape: slot.shape.clone() }))
-                    }
+                    Access::Read => Operand::Read(self.read(plan, &plan.whole(*id))),
                 });
             }
             Self::execute(&*step.operation, &mut operands, &mut scratch, self.twins);

@@ -3,7 +3,6 @@
 use super::Workspace;
 use crate::error::{Error, Result};
 use crate::parameters::check_finite;
-use crate::plan::Tensor;
 
 /// How far two values may lie apart: `absolute + relative * |right|`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +47,7 @@ pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: T
         right.run_steps_async(index..index + 1).await?;
         for id in step.written() {
             let slot = plan.slot(id);
-            let tensor = Tensor { slot: id, offset: 0, shape: slot.shape.clone() };
+            let tensor = plan.whole(id);
             let (l, r) = (left.read_async::<f64>(&tensor).await?, right.read_async::<f64>(&tensor).await?);
             let written = |(l, r): (&f64, &f64)| if l.is_nan() && r.is_nan() { (0.0, 0.0) } else { (*l, *r) };
             let (known_l, known_r): (Vec<f64>, Vec<f64>) = l.iter().zip(&r).map(written).unzip();
@@ -69,7 +68,7 @@ pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: T
     }
     for id in plan.steps().iter().flat_map(|step| step.written()) {
         let slot = plan.slot(id);
-        let tensor = Tensor { slot: id, offset: 0, shape: slot.shape.clone() };
+        let tensor = plan.whole(id);
         check_finite(&slot.name, left.read_async::<f64>(&tensor).await?.into_iter())?;
     }
     Ok(worst)

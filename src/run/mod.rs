@@ -123,6 +123,7 @@ impl Workspace {
 
     /// Writes floats, row-major. Errors: a wrong length, a slot of tokens, a number that is not finite.
     pub fn write<T: Float>(&mut self, to: &Tensor, values: &[T]) -> Result<()> {
+        self.plan.check("writing to a workspace", to)?;
         let slot = self.plan.slot(to.slot);
         if matches!(slot.kind, Kind::Tokens { .. }) || values.len() != to.len() {
             let expected = match slot.kind {
@@ -137,6 +138,7 @@ impl Workspace {
 
     /// Writes an array of any strides. Errors as [`Workspace::write`], and for a shape other than the tensor's.
     pub fn write_array<T: Float, D: Dimension>(&mut self, to: &Tensor, values: ArrayView<'_, T, D>) -> Result<()> {
+        self.plan.check("writing to a workspace", to)?;
         if values.shape() != to.shape() {
             let doing = format!("writing `{}`", self.plan.slot(to.slot).name);
             return Err(Error::shape(doing, format!("{:?}", to.shape()), values.shape()));
@@ -149,6 +151,7 @@ impl Workspace {
 
     /// Writes token ids. Errors: a wrong length, an id outside the vocabulary, a slot of floats.
     pub fn write_tokens(&mut self, to: &Tensor, ids: &[u32]) -> Result<()> {
+        self.plan.check("writing to a workspace", to)?;
         let slot = self.plan.slot(to.slot);
         let Kind::Tokens { vocab_size, ignorable } = slot.kind else {
             let (expected, found) = ("floats".to_string(), "token ids".to_string());
@@ -207,7 +210,7 @@ impl Workspace {
                 let slot = plan.slot(id);
                 let block = matches!(slot.storage, Storage::Parameters(_) | Storage::Gradients(0)) && slot.len() == plan.block_len;
                 if matches!(slot.kind, Kind::Activation | Kind::Gradient | Kind::ParameterGradient) && !block {
-                    let tensor = Tensor { slot: id, offset: 0, shape: slot.shape.clone() };
+                    let tensor = plan.whole(id);
                     self.store(&tensor, &vec![f32::NAN; tensor.len()])?;
                 }
             }
@@ -246,6 +249,7 @@ impl Workspace {
 
     /// Reads a tensor back, row-major.
     pub async fn read_async<T: Float>(&mut self, from: &Tensor) -> Result<Vec<T>> {
+        self.plan.check("reading from a workspace", from)?;
         let slot = self.plan.slot(from.slot);
         if matches!(slot.kind, Kind::Tokens { .. }) {
             return Err(Error::config(format!("reading `{}`", slot.name), "a slot of floats", "token ids"));

@@ -1,0 +1,410 @@
+//! Executors and devices: what a training step costs, limits, losses of the device, deadlines, bad input.
+
+mod common;
+
+use common::gpu;
+use everloop::kernel::AdapterClass;
+use everloop::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
+use everloop::optimizer::SgdConfig;
+use everloop::run::Counters;
+use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Workspace, loss};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Embedding, LSTM, dense, cross-entropy over all steps, clipping, SGD.
+fn trainer(steps: usize, hidden: usize) -> Result<(Parameters, Arc<Plan>)> {
+    let (rng, mut parameters) = (&mut Rng::new(1), Parameters::new());
+    let embedding = EmbeddingConfig::new(11, 8).declare(&mut parameters, "embedding", rng)?;
+    let lstm = LstmConfig::new(8, hidden).with_layers(2).declare(&mut parameters, "lstm", rng)?;
+    let dense = DenseConfig::new(hidden, 11).declare(&mut parameters, "linear", rng)?;
+    let mut rec = Recorder::new(&parameters);
+    let ids = rec.tokens("ids", &[steps, 3], 11)?;
+    let x = embedding.record(&mut rec, &ids)?;
+    let y = lstm.record(&mut rec, &x, None)?.output;
+    let logits = dense.record(&mut rec, &y)?;
+    let targets = rec.targets("targets", &[steps, 3], 11)?;
+    let out = loss::softmax_cross_entropy(&mut rec, "loss", &logits, &targets)?;
+    rec.backward(&out.loss)?;
+    SgdConfig::new(0.5).with_clip_norm(1.0).record(&mut rec)?;
+    let plan = Arc::new(rec.finish());
+    Ok((parameters, plan))
+}
+
+/// An echo: the target of a step is the token before it.
+fn write_batch(workspace: &mut Workspace, seed: u64) -> Result<()> {
+    let plan = workspace.plan().clone();
+    let ids = plan.tensor("ids")?;
+    let mut rng = Rng::new(seed);
+    let tokens: Vec<u32> = (0..ids.len()).map(|_| rng.below(11) as u32).collect();
+    let targets: Vec<u32> = (0..ids.len()).map(|e| if e < 3 { loss::IGNORE } else { tokens[e - 3] }).collect();
+    workspace.write_tokens(&ids, &tokens)?;
+    workspace.write_tokens(&plan.tensor("targets")?, &targets)
+}
+
+fn losses(device: &Device, count: usize) -> Result<Vec<f64>> {
+    let (parameters, plan) = trainer(6, 12)?;
+    let mut workspace = Workspace::new(device, plan.clone(), &parameters)?;
+    workspace.poison()?;
+    let step = |n: usize| -> Result<f64> {
+        write_batch(&mut workspace, n as u64 % 4)?;
+        workspace.run()?;
+        workspace.scalar(&plan.tensor("loss")?)
+    };
+    (0..count).map(step).collect()
+}
+
+#[test]
+fn a_training_step_is_one_submit_without_read_back_or_allocation() {
+    let Some(gpu) = gpu() else { return };
+    let (parameters, plan) = trainer(6, 12).unwrap();
+    let mut workspace = Workspace::new(&gpu, plan.clone(), &parameters).unwrap();
+    let made = workspace.counters();
+    assert!(made.bytes_allocated >= plan.bytes(), "{made:?} for a plan of {} bytes", plan.bytes());
+    assert_eq!((made.submits, made.read_backs), (0, 0));
+    // one dispatch for each step of the plan, but T for each way forward and T + 1 for each way back
+    let recurrent = |word: &str| plan.steps().iter().filter(|s| s.operation.name() == word).count() as u64;
+    assert_eq!((recurrent("lstm_forward"), recurrent("lstm_backward")), (2, 2));
+    let dispatches = plan.steps().len() as u64 - 4 + 2 * 6 + 2 * 7;
+    for _ in 0..3 {
+        let before = workspace.counters();
+        write_batch(&mut workspace, 0).unwrap();
+        workspace.run().unwrap();
+        let step = workspace.counters() - before;
+        assert_eq!(step, Counters { submits: 1, dispatches, read_backs: 0, bytes_allocated: 0 });
+    }
+    // reading is the only thing that waits, and it allocates once
+    for n in 0..2 {
+        let before = workspace.counters();
+        workspace.scalar(&plan.tensor("loss").unwrap()).unwrap();
+        let read = workspace.counters() - before;
+        assert_eq!((read.read_backs, read.bytes_allocated > 0), (1, n == 0));
+    }
+}
+
+#[test]
+fn a_training_step_on_the_cpu_allocates_nothing_after_the_first() {
+    let (parameters, plan) = trainer(6, 12).unwrap();
+    let mut workspace = Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap();
+    write_batch(&mut workspace, 0).unwrap();
+    workspace.run().unwrap();
+    let before = workspace.counters();
+    workspace.run().unwrap();
+    let step = workspace.counters() - before;
+    assert_eq!(step, Counters { submits: 0, dispatches: plan.steps().len() as u64, read_backs: 0, bytes_allocated: 0 });
+}
+
+#[test]
+fn losses_fall_and_agree_between_devices_and_repeat_to_the_bit() {
+    let cpu = losses(&Device::cpu(), 20).unwrap();
+    assert_eq!(cpu, losses(&Device::cpu(), 20).unwrap(), "the CPU must repeat itself");
+    assert!(cpu.iter().all(|l| l.is_finite()));
+    let Some(gpu) = gpu() else { return };
+    for class in [AdapterClass::Software, AdapterClass::Hardware] {
+        let device = gpu.clone().with_shaders_for(class);
+        let first = losses(&device, 20).unwrap();
+        assert_eq!(first, losses(&device, 20).unwrap(), "the GPU must repeat itself");
+        for (n, (a, b)) in cpu.iter().zip(&first).enumerate() {
+            assert!((a - b).abs() < 1e-4 * a, "loss {n}: {a} on the CPU, {b} with {class:?} shaders");
+        }
+    }
+}
+
+#[test]
+fn a_model_learns_by_heart() {
+    for device in [Some(Device::cpu()), gpu()].into_iter().flatten() {
+        let all = losses(&device, 1200).unwrap();
+        assert!(all[0] > 2.0 && all[1199] < 0.1, "{} then {} on {device}", all[0], all[1199]);
+    }
+}
+
+#[test]
+fn cut_submits_give_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    let (parameters, plan) = trainer(9, 16).unwrap();
+    let run = |flops: Option<f64>| -> Result<(u64, Vec<f64>)> {
+        let mut workspace = Workspace::new(&gpu, plan.clone(), &parameters)?;
+        if let Some(flops) = flops {
+            workspace.set_submit_flops(flops)?;
+        }
+        write_batch(&mut workspace, 1)?;
+        workspace.run()?;
+        let submits = workspace.counters().submits;
+        let mut after = parameters.clone();
+        workspace.read_parameters(&mut after)?;
+        Ok((submits, after.block().to_vec()))
+    };
+    let (one, whole) = run(None).unwrap();
+    let (many, cut) = run(Some(plan.flops() / 7.0)).unwrap();
+    let (most, single) = run(Some(1e-9)).unwrap();
+    assert_eq!(one, 1);
+    assert!(many > 4 && many < 20, "{many}");
+    assert_eq!(most, plan.steps().len() as u64 - 4 + 2 * 9 + 2 * 10);
+    assert!(whole == cut && whole == single && whole != parameters.block());
+    let mut workspace = Workspace::new(&gpu, plan.clone(), &parameters).unwrap();
+    assert!(workspace.set_submit_flops(0.0).is_err() && workspace.set_submit_flops(f64::NAN).is_err());
+}
+
+#[test]
+fn what_does_not_fit_is_said_before_anything_is_allocated() {
+    let Some(gpu) = gpu() else { return };
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    // 12 GiB: nothing of it must be touched
+    let big = rec.activation("big", &[3 << 30]).unwrap();
+    rec.fill(&big, 0.0).unwrap();
+    let start = Instant::now();
+    match Workspace::new(&gpu, rec.finish(), &parameters) {
+        Err(Error::Limit { what, needed, limit }) => {
+            assert!(what.contains("big") && needed == 12 << 30 && limit < needed, "{what} {needed} {limit}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(start.elapsed() < Duration::from_secs(5));
+    let mut rec = Recorder::new(&parameters);
+    assert!(matches!(rec.activation("huge", &[1 << 20, 1 << 20]), Err(Error::Shape { .. })));
+    assert!(matches!(rec.activation("none", &[3, 0]), Err(Error::Shape { .. })));
+}
+
+fn own_wgpu_device() -> Option<(wgpu::Device, wgpu::Queue)> {
+    gpu()?;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).ok()?;
+    pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).ok()
+}
+
+#[test]
+fn a_device_of_the_application_and_its_loss() {
+    let Some((device, queue)) = own_wgpu_device() else { return };
+    let (parameters, plan) = trainer(4, 12).unwrap();
+    let ours = Device::from_wgpu(device.clone(), queue).unwrap();
+    assert!(ours.to_string().contains("given by the application"), "{ours}");
+    let mut workspace = Workspace::new(&ours, plan.clone(), &parameters).unwrap();
+    write_batch(&mut workspace, 0).unwrap();
+    workspace.run().unwrap();
+    let loss = plan.tensor("loss").unwrap();
+    assert!(workspace.scalar(&loss).unwrap() > 0.0);
+
+    device.destroy();
+    let lost = |result: Result<()>| match result {
+        Err(Error::DeviceLost { .. }) => {}
+        other => panic!("the lost device gave {other:?}"),
+    };
+    let start = Instant::now();
+    lost(workspace.run());
+    lost(workspace.scalar(&loss).map(|_| ()));
+    lost(workspace.finish());
+    lost(write_batch(&mut workspace, 0));
+    lost(Workspace::new(&ours, plan, &parameters).map(|_| ()));
+    assert!(start.elapsed() < Duration::from_secs(20), "a lost device must not hang");
+}
+
+#[test]
+fn a_deadline_ends_a_wait() {
+    let Some((device, queue)) = own_wgpu_device() else { return };
+    let ours = Device::from_wgpu(device, queue).unwrap();
+    assert!(ours.set_deadline(Duration::ZERO).is_err());
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let (a, b) = (rec.input("a", &[1024, 1024]).unwrap(), rec.input("b", &[1024, 1024]).unwrap());
+    let c = rec.activation("c", &[1024, 1024]).unwrap();
+    for _ in 0..8 {
+        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), None, (&c, true)).unwrap();
+    }
+    let mut workspace = Workspace::new(&ours, rec.finish(), &parameters).unwrap();
+    ours.set_deadline(Duration::from_millis(1)).unwrap();
+    workspace.run().unwrap();
+    assert!(matches!(workspace.finish(), Err(Error::Timeout { .. })));
+    // let the driver come to its end before the device is dropped
+    ours.set_deadline(Duration::from_secs(120)).unwrap();
+    workspace.read::<f32>(&c).unwrap();
+}
+
+#[test]
+fn a_kernel_that_the_driver_refuses_is_an_error() {
+    use everloop::float::Float;
+    use everloop::kernel::{Binding, Kernel, Operand, Shader, writes};
+    #[repr(transparent)]
+    #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+    struct Refused(u32);
+    impl Kernel for Refused {
+        const NAME: &'static str = "refused";
+        const BINDINGS: &'static [Binding] = &[writes("y")];
+        const FIELDS: &'static [&'static str] = &["len"];
+        fn shaders() -> &'static [Shader<Self>] {
+            &[Shader {
+                name: "refused",
+                source: "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\n@compute @workgroup_size(1)\nfn main() { y[0] = tanh(; }",
+                suits: |_, _| true,
+                constants: |_| Vec::new(),
+                grid: |_| [1, 1, 1],
+            }]
+        }
+        fn flops(&self) -> f64 {
+            0.0
+        }
+        fn twin<T: Float>(&self, _: &mut [Operand<'_, T>]) {}
+    }
+    let Some(gpu) = gpu() else { return };
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let y = rec.activation("y", &[1]).unwrap();
+    rec.push(Refused(1), &[&y]).unwrap();
+    match Workspace::new(&gpu, rec.finish(), &parameters) {
+        Err(Error::Gpu { doing, .. }) => assert!(doing.contains("refused"), "{doing}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn choosing_a_device() {
+    let auto = Device::auto();
+    assert!(!auto.is_software(), "auto took a software adapter: {auto}");
+    assert!(!auto.reason().is_empty());
+    match Device::named("no adapter has this name") {
+        Err(Error::NoAdapter { wanted, .. }) => assert!(wanted.contains("no adapter has this name")),
+        other => panic!("{other:?}"),
+    }
+    assert!(Device::parse("").is_err());
+    assert_eq!(Device::parse("cpu").unwrap().name(), "CPU (f32)");
+    assert_eq!(Device::parse("cpu-f64").unwrap().name(), "CPU (f64)");
+    if let Some(gpu) = gpu() {
+        let again = Device::named(&gpu.name()[..4].to_uppercase()).unwrap();
+        assert_eq!(again.name(), gpu.name());
+        assert!(!gpu.driver().is_empty());
+        if gpu.is_software() {
+            assert!(gpu.to_string().contains("software adapter"), "{gpu}");
+        }
+    }
+}
+
+#[test]
+fn bad_data_is_refused_and_nothing_is_lost() {
+    for device in [Some(Device::cpu()), Some(Device::cpu_f64()), gpu()].into_iter().flatten() {
+        let (parameters, plan) = trainer(4, 12).unwrap();
+        let mut workspace = Workspace::new(&device, plan.clone(), &parameters).unwrap();
+        write_batch(&mut workspace, 0).unwrap();
+        workspace.run_steps(0..plan.steps().len() - 4).unwrap();
+        let loss = plan.tensor("loss").unwrap();
+        let before = workspace.scalar(&loss).unwrap();
+        let (ids, rate) = (plan.tensor("ids").unwrap(), plan.tensor("optimizer.learning_rate").unwrap());
+        assert!(matches!(workspace.write_tokens(&ids, &[0; 5]), Err(Error::Value { .. })));
+        assert!(matches!(workspace.write_tokens(&ids, &[11; 12]), Err(Error::Token { found: 11, vocab_size: 11, .. })));
+        assert!(matches!(workspace.write_tokens(&ids, &[loss::IGNORE; 12]), Err(Error::Token { .. })));
+        assert!(matches!(workspace.write_tokens(&rate, &[1]), Err(Error::Value { .. })));
+        assert!(matches!(workspace.write(&ids, &[0.0f32; 12]), Err(Error::Value { .. })));
+        assert!(matches!(workspace.write(&rate, &[f32::NAN]), Err(Error::NonFinite { .. })));
+        assert!(matches!(workspace.write(&rate, &[f64::INFINITY]), Err(Error::NonFinite { .. })));
+        assert!(matches!(workspace.write(&rate, &[0.1f32; 2]), Err(Error::Value { .. })));
+        assert!(workspace.write_array(&rate, ndarray::array![[0.1f32]].view()).is_err());
+        assert!(workspace.read::<f32>(&ids).is_err());
+        assert!(workspace.run_steps(0..10_000).is_err());
+        assert!(workspace.scalar(&plan.tensor("linear.y").unwrap()).is_err());
+        assert!(plan.tensor("no such slot").is_err());
+        assert!(Workspace::new(&device, plan.clone(), &Parameters::new()).is_err());
+        assert_eq!(workspace.scalar(&loss).unwrap(), before);
+    }
+}
+
+#[test]
+fn bad_recordings_are_refused() {
+    let mut parameters = Parameters::new();
+    let rng = &mut Rng::new(0);
+    let lstm = LstmConfig::new(3, 4).declare(&mut parameters, "lstm", rng).unwrap();
+    assert!(LstmConfig::new(3, 4).declare(&mut parameters, "lstm", rng).is_err());
+    for config in [LstmConfig::new(0, 4), LstmConfig::new(3, 0), LstmConfig::new(3, 4).with_layers(0), LstmConfig::new(3, 4).with_forget_bias(f64::NAN)] {
+        assert!(config.declare(&mut parameters, "other", rng).is_err(), "{config:?}");
+    }
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", &[2, 5, 3]).unwrap();
+    let wrong = rec.input("wrong", &[2, 5, 4]).unwrap();
+    let flat = rec.input("flat", &[2, 3]).unwrap();
+    assert!(rec.input("x", &[1]).is_err());
+    assert!(lstm.record(&mut rec, &wrong, None).is_err());
+    let mut rec = Recorder::new(&parameters);
+    let _ = rec.input("flat", &[2, 3]).unwrap();
+    assert!(lstm.record(&mut rec, &flat, None).is_err());
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", x.shape()).unwrap();
+    assert!(lstm.record(&mut rec, &x, Some(&[])).is_err());
+    let out = lstm.record(&mut rec, &x, None).unwrap();
+    assert!(lstm.record(&mut rec, &x, None).is_err(), "slot names are taken");
+    assert!(SgdConfig::new(0.1).record(&mut rec).is_err(), "no backward pass yet");
+    assert!(rec.backward(&out.output).is_err(), "not a scalar");
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", &[3]).unwrap();
+    rec.want_gradient(&x);
+    let wanted = rec.input("wanted", &[3]).unwrap();
+    let squared = loss::mean_squared_error(&mut rec, "loss", &x, &wanted).unwrap();
+    rec.backward(&squared).unwrap();
+    assert!(SgdConfig::new(0.1).record(&mut rec).is_err(), "the loss reaches no parameter");
+    for sgd in [SgdConfig::new(-1.0), SgdConfig::new(f64::NAN), SgdConfig::new(0.1).with_clip_norm(0.0)] {
+        assert!(sgd.validate().is_err());
+    }
+}
+
+#[test]
+fn memory_is_linear_and_time_per_token_flat_in_the_number_of_steps() {
+    let sizes: Vec<u64> = [64, 128, 256].map(|t| trainer(t, 16).unwrap().1.bytes()).to_vec();
+    assert_eq!(sizes[2] - sizes[1], 2 * (sizes[1] - sizes[0]));
+    let per_token = |steps: usize| {
+        let (parameters, plan) = trainer(steps, 32).unwrap();
+        let mut workspace = Workspace::new(&Device::cpu(), plan, &parameters).unwrap();
+        write_batch(&mut workspace, 0).unwrap();
+        workspace.run().unwrap();
+        let times = (0..5).map(|_| {
+            let start = Instant::now();
+            workspace.run().unwrap();
+            start.elapsed().as_secs_f64()
+        });
+        times.fold(f64::INFINITY, f64::min) / steps as f64
+    };
+    // anything quadratic in T would show as 32 times
+    let (short, long) = (per_token(128), per_token(4096));
+    assert!(long < 3.0 * short, "{short:e} s a token at T = 128, {long:e} at 4,096");
+}
+
+#[test]
+fn the_listing_names_every_slot_step_and_byte() {
+    let (_, plan) = trainer(2, 4).unwrap();
+    let text = plan.to_string();
+    assert!(text.starts_with(&format!("plan: {} slots, {} steps, {} bytes\n", plan.slots().len(), plan.steps().len(), plan.bytes())));
+    assert_eq!(text.lines().count(), 1 + plan.slots().len() + plan.steps().len());
+    assert!(text.contains("Activation        lstm.0.h                           [3, 3, 4] 144 bytes\n"), "{text}");
+    assert!(text.contains("lstm_forward weight_hh=lstm.weight_hh_l0 bias_hh=lstm.bias_hh_l0 gates->lstm.0.gates h->lstm.0.h c->lstm.0.c steps:2 batch:3 hidden:4 has_bias:1\n"), "{text}");
+}
+
+#[test]
+fn token_ids_must_fit_what_they_index() {
+    let (rng, mut parameters) = (&mut Rng::new(0), Parameters::new());
+    let embedding = EmbeddingConfig::new(3, 2).declare(&mut parameters, "embedding", rng).unwrap();
+    let mut rec = Recorder::new(&parameters);
+    let wide = rec.tokens("wide", &[2], 30).unwrap();
+    let fits = rec.tokens("fits", &[2], 3).unwrap();
+    let targets = rec.targets("targets", &[2], 3).unwrap();
+    let logits = rec.input("logits", &[2, 3]).unwrap();
+    let narrow = rec.input("narrow", &[2, 2]).unwrap();
+    embedding.record(&mut rec, &fits).unwrap();
+    assert!(everloop::layers::one_hot(&mut rec, "one", &wide, 3).is_err());
+    assert!(everloop::layers::one_hot(&mut rec, "two", &targets, 3).is_err(), "an ignored id is no vector");
+    loss::softmax_cross_entropy(&mut rec, "good", &logits, &targets).unwrap();
+    assert!(loss::softmax_cross_entropy(&mut rec, "bad", &narrow, &targets).is_err());
+    let mut rec = Recorder::new(&parameters);
+    let wide = rec.tokens("wide", &[2], 30).unwrap();
+    assert!(embedding.record(&mut rec, &wide).is_err());
+}
+
+#[test]
+fn tensors_of_another_plan_are_refused() {
+    let (parameters, plan) = trainer(2, 4).unwrap();
+    let (_, other) = trainer(2, 4).unwrap();
+    let mut workspace = Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap();
+    let foreign = other.tensor("ids").unwrap();
+    assert!(workspace.write_tokens(&foreign, &[0; 6]).is_err());
+    assert!(workspace.read::<f32>(&other.tensor("loss").unwrap()).is_err());
+    assert!(workspace.write(&other.tensor("optimizer.learning_rate").unwrap(), &[0.1]).is_err());
+    let mut rec = Recorder::new(&parameters);
+    rec.want_gradient(&foreign);
+    assert!(rec.gradient(&foreign).is_none() && rec.contribute(&foreign).is_err());
+    let y = rec.activation("y", &[6]).unwrap();
+    assert!(rec.fill(&foreign, 0.0).is_err() && rec.fill(&y, 0.0).is_ok());
+}
