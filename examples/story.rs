@@ -67,9 +67,9 @@ struct Arguments {
     /// Learning rate at the start; it falls to a tenth over the training.
     #[arg(long, default_value_t = 1.0, value_parser = positive, allow_hyphen_values = true)]
     learning_rate: f64,
-    /// Training steps.
-    #[arg(long, default_value_t = 2000, value_parser = size, allow_hyphen_values = true)]
-    steps: usize,
+    /// Training steps. [default: 25 times over the text, but 1000 to 4000]
+    #[arg(long, value_parser = size, allow_hyphen_values = true)]
+    steps: Option<usize>,
     /// 0 always takes the likeliest word, 1 draws from the model's probabilities.
     #[arg(long, default_value_t = 0.5, value_parser = not_negative, allow_hyphen_values = true)]
     temperature: f64,
@@ -251,7 +251,7 @@ impl Model {
         let sgd = SgdConfig::new(arguments.learning_rate).with_clip_norm(CLIP_NORM);
         let learning_rate = sgd.record(&mut rec)?.learning_rate;
         let plan = rec.finish();
-        let forward = plan.steps().iter().take_while(|step| step.phase == Phase::Forward).count();
+        let forward = plan.phase(Phase::Forward).end;
         let workspace = Workspace::new(device, plan, &parameters)?;
         Ok(Model { workspace, ids, targets, learning_rate, entropy, forward })
     }
@@ -349,7 +349,8 @@ impl Shuffled {
 }
 
 fn train(arguments: &Arguments, story: &Story, model: &mut Model, metrics: &mut Metrics) -> Result<()> {
-    let &Arguments { window, batch, learning_rate, steps, .. } = arguments;
+    let &Arguments { window, batch, learning_rate, .. } = arguments;
+    let steps = arguments.steps.unwrap_or((25 * story.ids.len() / batch).clamp(1000, 4000));
     let mut order = Shuffled { positions: story.examples().collect(), drawn: 0, rng: Rng::new(!arguments.seed) };
     let progress = Progress::new(steps, batch * window);
     for step in 1..=steps {
@@ -366,7 +367,7 @@ fn train(arguments: &Arguments, story: &Story, model: &mut Model, metrics: &mut 
         model.workspace.run()?;
 
         // reading makes the host wait for the device, so it is not done at every step unless asked for
-        if metrics.wanted() || step % steps.div_ceil(100) == 0 || step == steps {
+        if metrics.wanted() || step.is_multiple_of(steps.div_ceil(100)) || step == steps {
             let (loss, accuracy) = model.measure()?;
             progress.report(step, loss, accuracy);
             if step < steps {
@@ -408,7 +409,7 @@ impl Progress {
                 bar.set_position(step as u64);
                 bar.set_message(message);
             }
-            None if step % self.steps.div_ceil(10) == 0 || step == self.steps => {
+            None if step.is_multiple_of(self.steps.div_ceil(10)) || step == self.steps => {
                 eprintln!("step {step}/{}: {message}", self.steps);
             }
             None => {}
@@ -465,8 +466,8 @@ fn write_continuations(arguments: &Arguments, story: &Story, model: &mut Model, 
             words.push(next);
         };
         let text = story.vocabulary.decode(&words)?;
-        writeln!(out, "cue: {}", story.vocabulary.decode(cue)?)?;
-        writeln!(out, "{text}{}\n", if ended { "" } else { " …" })?;
+        let (cue, rest) = (story.vocabulary.decode(cue)?, if ended { "" } else { " …" });
+        writeln!(out, "cue: {cue}\n{text}{rest}\n").map_err(|error| format!("writing the continuation: {error}"))?;
     }
     Ok(())
 }

@@ -97,7 +97,8 @@ impl Workload {
 
     /// Multiply-adds of one forward pass, counted twice.
     fn forward_flops(&self) -> f64 {
-        let layer = |l: usize| 8.0 * self.hidden as f64 * (if l == 0 { self.input } else { self.hidden } + self.hidden) as f64;
+        let layer =
+            |l: usize| 8.0 * self.hidden as f64 * (if l == 0 { self.input } else { self.hidden } + self.hidden) as f64;
         (0..self.layers).map(layer).sum::<f64>() * (self.batch * self.steps) as f64
     }
 }
@@ -141,7 +142,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     let (warm, started) = (session.workspace.counters(), Instant::now());
     let mut seconds = Vec::new();
-    while seconds.len() < arguments.n.max(1) && (seconds.is_empty() || started.elapsed().as_secs_f64() < arguments.budget) {
+    while seconds.len() < arguments.n.max(1)
+        && (seconds.is_empty() || started.elapsed().as_secs_f64() < arguments.budget)
+    {
         let start = Instant::now();
         session.call(arguments.mode)?;
         seconds.push(start.elapsed().as_secs_f64());
@@ -189,8 +192,17 @@ fn report(arguments: &Arguments, workload: &Workload, device: &Device, seconds: 
         println!("{line}");
     } else {
         println!("{device}");
-        println!("{:?} {mode}: {:.4} ms (least {:.4}, n {}), {:.2} GFLOP/s", arguments.workload, median * 1e3, least * 1e3, seconds.len(), flops / median / 1e9);
-        println!("per step: {dispatches} dispatches, {submits} submits, {read_backs} read-backs, {bytes} bytes allocated");
+        println!(
+            "{:?} {mode}: {:.4} ms (least {:.4}, n {}), {:.2} GFLOP/s",
+            arguments.workload,
+            median * 1e3,
+            least * 1e3,
+            seconds.len(),
+            flops / median / 1e9
+        );
+        println!(
+            "per step: {dispatches} dispatches, {submits} submits, {read_backs} read-backs, {bytes} bytes allocated"
+        );
     }
 }
 
@@ -268,10 +280,14 @@ impl Session {
             return Ok(None);
         }
         let workspace = Workspace::new(device, plan, parameters)?;
-        let inputs = |t: usize| (0..x.len()).map({
-            let mut rng = Rng::new(t as u64);
-            move |_| rng.symmetric(1.0) as f32
-        }).collect();
+        let inputs = |t: usize| {
+            (0..x.len())
+                .map({
+                    let mut rng = Rng::new(t as u64);
+                    move |_| rng.symmetric(1.0) as f32
+                })
+                .collect()
+        };
         let inputs = (0..workload.steps).map(inputs).collect();
         Ok(Some(Session { workspace, runs: workload.steps, loss: None, inputs, x, h: out.output }))
     }

@@ -1,9 +1,10 @@
 //! The device a plan runs on: a GPU through wgpu, or the CPU.
 
 use crate::error::{Error, Result};
+use crate::kernel::AdapterClass;
 use std::fmt;
 #[cfg(feature = "gpu")]
-use {crate::gpu::Gpu, crate::kernel::AdapterClass, std::sync::Arc, std::time::Duration};
+use {crate::gpu::Gpu, std::sync::Arc, std::time::Duration};
 
 /// The precision of the CPU executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,18 @@ impl Device {
         }
     }
 
+    /// The same device with the shaders chosen as for another class of adapter, to test every one of them anywhere.
+    pub fn with_shaders_for(self, class: AdapterClass) -> Device {
+        match self.executor {
+            #[cfg(feature = "gpu")]
+            Executor::Gpu(gpu, _) => Device { executor: Executor::Gpu(gpu, class), ..self },
+            Executor::Cpu(_) => {
+                let _ = class;
+                self
+            }
+        }
+    }
+
     /// Why this device was chosen.
     pub fn reason(&self) -> &str {
         &self.reason
@@ -103,7 +116,8 @@ impl Device {
 
     /// A real GPU if there is one, else the CPU; [`Device::reason`] says which and why.
     pub async fn auto_async() -> Device {
-        match Gpu::best(|info| info.device_type != wgpu::DeviceType::Cpu, "a GPU that is not a software adapter").await {
+        match Gpu::best(|info| info.device_type != wgpu::DeviceType::Cpu, "a GPU that is not a software adapter").await
+        {
             Ok(gpu) => Device::from_gpu(gpu, "the best GPU of this machine"),
             Err(error) => Device { reason: format!("no GPU to use: {error}"), ..Device::cpu() },
         }
@@ -126,14 +140,6 @@ impl Device {
     /// errors and for the loss of the device.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Result<Device> {
         Ok(Device::from_gpu(Gpu::new(device, queue)?, "given by the application"))
-    }
-
-    /// The same device with the shaders chosen as for another class of adapter, to test every one of them anywhere.
-    pub fn with_shaders_for(self, class: AdapterClass) -> Device {
-        match self.executor {
-            Executor::Gpu(gpu, _) => Device { executor: Executor::Gpu(gpu, class), ..self },
-            Executor::Cpu(_) => self,
-        }
     }
 
     /// Sets how long to wait for the GPU before an operation ends in [`Error::Timeout`]; 120 s at first.
@@ -181,6 +187,13 @@ impl Device {
         pollster::block_on(Device::named_async(text))
     }
 
+    /// An error: this build has no GPU support.
+    #[cfg(not(feature = "gpu"))]
+    pub fn named(text: &str) -> Result<Device> {
+        let found = "a build without the feature `gpu`".into();
+        Err(Error::NoAdapter { wanted: format!("an adapter whose name contains `{text}`"), found })
+    }
+
     /// What users write: `auto`, `gpu`, `cpu`, `cpu-f64`, or part of an adapter's name.
     pub fn parse(text: &str) -> Result<Device> {
         match text {
@@ -189,10 +202,7 @@ impl Device {
             "cpu" => Ok(Device::cpu()),
             "cpu-f64" => Ok(Device::cpu_f64()),
             "" => Err(Error::config("device", "auto, gpu, cpu, cpu-f64 or part of an adapter's name", "nothing")),
-            #[cfg(feature = "gpu")]
             name => Device::named(name),
-            #[cfg(not(feature = "gpu"))]
-            name => Err(Error::config("device", "auto, cpu or cpu-f64", name)),
         }
     }
 }
@@ -202,7 +212,8 @@ impl fmt::Display for Device {
         write!(f, "{}", self.name())?;
         #[cfg(feature = "gpu")]
         if let Executor::Gpu(gpu, _) = &self.executor {
-            let kind = if gpu.is_software() { "software adapter".into() } else { format!("{:?}", gpu.info().device_type) };
+            let kind =
+                if gpu.is_software() { "software adapter".into() } else { format!("{:?}", gpu.info().device_type) };
             write!(f, ", {kind}, {:?}, driver {}", gpu.info().backend, self.driver())?;
         }
         write!(f, " ({})", self.reason)

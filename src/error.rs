@@ -131,7 +131,9 @@ pub enum Error {
     },
 
     /// Two executors of one plan disagree; see [`lockstep`](crate::run::lockstep).
-    #[error("step {step} ({kernel}) of the plan: slot `{slot}` differs at element {index}: {left} against {right}, tolerance {tolerance:e}")]
+    #[error(
+        "step {step} ({kernel}) of the plan: slot `{slot}` differs at element {index}: {left} against {right}, tolerance {tolerance:e}"
+    )]
     Divergence {
         /// Index of the step in the plan.
         step: usize,

@@ -79,11 +79,7 @@ macro_rules! vectorize {
                 }
             }
             // 32 vector registers of 128 bits on aarch64; the others have 16 and no fused instruction.
-            if cfg!(target_arch = "aarch64") {
-                work.run::<$narrow, 6, true>()
-            } else {
-                work.run::<$narrow, 3, false>()
-            }
+            if cfg!(target_arch = "aarch64") { work.run::<$narrow, 6, true>() } else { work.run::<$narrow, 3, false>() }
         }
     };
 }
@@ -97,7 +93,8 @@ fn exp_f32(x: f32) -> f32 {
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1) * r + 0.5;
+    let p =
+        ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1) * r + 0.5;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
     (p * r * r + r + 1.0) * power
 }
@@ -148,8 +145,7 @@ impl Float for f32 {
     fn tanh(self) -> Self {
         let a = self.abs().clamp(0.0, 10.0);
         let z = a * a;
-        let p = ((((-5.704_988_7e-3 * z + 2.063_908_9e-2) * z - 5.373_971_6e-2) * z + 1.333_144_2e-1) * z
-            - 3.333_328_2e-1)
+        let p = ((((-5.704_988_7e-3 * z + 2.063_909e-2) * z - 5.373_971_5e-2) * z + 1.333_144_2e-1) * z - 3.333_328e-1)
             * z
             * a
             + a;
@@ -236,7 +232,9 @@ mod tests {
 
     #[test]
     fn activations_at_the_ends() {
-        for (v, s, t) in [(f32::INFINITY, 1.0, 1.0), (f32::NEG_INFINITY, 0.0, -1.0), (1e30, 1.0, 1.0), (-1e30, 0.0, -1.0)] {
+        for (v, s, t) in
+            [(f32::INFINITY, 1.0, 1.0), (f32::NEG_INFINITY, 0.0, -1.0), (1e30, 1.0, 1.0), (-1e30, 0.0, -1.0)]
+        {
             assert!((v.sigmoid() - s).abs() < 1e-12 && Float::tanh(v) == t, "{v}");
         }
         assert!(f32::NAN.sigmoid().is_nan() && Float::tanh(f32::NAN).is_nan());

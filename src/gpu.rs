@@ -75,10 +75,12 @@ impl Gpu {
             return Err(Error::NoAdapter { wanted: wanted.to_string(), found });
         };
         let have = adapter.limits();
-        let mut limits = wgpu::Limits::default();
-        // a block of all parameters may be larger than WebGPU's default of 128 MiB
-        limits.max_buffer_size = have.max_buffer_size;
-        limits.max_storage_buffer_binding_size = have.max_storage_buffer_binding_size;
+        let limits = wgpu::Limits {
+            // a block of all parameters may be larger than WebGPU's default of 128 MiB
+            max_buffer_size: have.max_buffer_size,
+            max_storage_buffer_binding_size: have.max_storage_buffer_binding_size,
+            ..wgpu::Limits::default()
+        };
         let mut short = None;
         limits.check_limits_with_fail_fn(&have, true, |name, needed, limit| {
             short = Some(Error::Limit { what: format!("{}: {name}", adapter.get_info().name), needed, limit });

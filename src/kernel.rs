@@ -53,6 +53,31 @@ pub enum Operand<'a, T> {
     Tokens(&'a [u32]),
 }
 
+/// The elements of its output that a kernel writes: `width` of every `stride` from `start` on, `rows` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First element.
+    pub start: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row that are written.
+    pub width: usize,
+    /// Distance of rows.
+    pub stride: usize,
+}
+
+impl Extent {
+    /// `len` elements side by side.
+    pub fn contiguous(start: u32, len: u32) -> Extent {
+        Extent { start: start as usize, rows: 1, width: len as usize, stride: len as usize }
+    }
+
+    /// One past the last element.
+    pub fn end(&self) -> usize {
+        self.start + self.rows.saturating_sub(1) * self.stride + self.width
+    }
+}
+
 /// The kind of adapter a shader is chosen for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdapterClass {
@@ -115,6 +140,11 @@ pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
         1
     }
 
+    /// What it writes of its output, for a kernel with one output that may write a part of it; `None`: everything.
+    fn extent(&self) -> Option<Extent> {
+        None
+    }
+
     /// Floating point operations of one run, to cut long work into several submits.
     fn flops(&self) -> f64;
 
@@ -137,6 +167,8 @@ pub trait Operation: Debug + Send + Sync {
     fn bytes(&self) -> &[u8];
     /// Name and value of each parameter.
     fn fields(&self) -> Vec<(&'static str, f64)>;
+    /// See [`Kernel::extent`].
+    fn extent(&self) -> Option<Extent>;
     /// See [`Kernel::flops`].
     fn flops(&self) -> f64;
     /// The shader for an adapter.
@@ -166,6 +198,9 @@ impl<K: Kernel> Operation for K {
             false => word as f64,
         };
         K::FIELDS.iter().zip(words).map(|(name, word)| (*name, value(name, word))).collect()
+    }
+    fn extent(&self) -> Option<Extent> {
+        Kernel::extent(self)
     }
     fn flops(&self) -> f64 {
         Kernel::flops(self)

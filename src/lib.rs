@@ -1,5 +1,59 @@
-//! everloop
+//! LSTMs on any GPU: training and inference through wgpu, with the whole time loop on the device, and a
+//! CPU executor that runs the same recorded program to check it.
+//!
+//! ```
+//! use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, layers::LstmConfig, loss, optimizer::SgdConfig};
+//!
+//! fn main() -> Result<()> {
+//!     let mut parameters = Parameters::new();
+//!     let lstm = LstmConfig::new(16, 16).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+//!     let mut rec = Recorder::new(&parameters);
+//!     let (x, next) = (rec.input("x", &[32, 8, 16])?, rec.input("next", &[32, 8, 16])?); // [steps, batch, values]
+//!     let h = lstm.record(&mut rec, &x, None)?.output;
+//!     let loss = loss::mean_squared_error(&mut rec, "loss", &h, &next)?;
+//!     rec.backward(&loss)?;
+//!     SgdConfig::new(5.0).record(&mut rec)?;
+//!     let device = Device::auto();
+//!     let mut workspace = Workspace::new(&device, rec.finish(), &parameters)?;
+//!     let waves: Vec<f32> = (0..33 * 128).map(|e| 0.7 * ((e / 128) as f32 * 0.3 + (e % 128) as f32).sin()).collect();
+//!     workspace.write(&x, &waves[..32 * 128])?;
+//!     workspace.write(&next, &waves[128..])?;
+//!     for step in 1..=1000 {
+//!         workspace.run()?;
+//!         if step % 200 == 0 {
+//!             println!("step {step}: loss {:.5} on {}", workspace.scalar(&loss)?, device.name());
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The flow
+//!
+//! ```text
+//! config -> parameters -> plan -> workspace -> run -> results
+//! ```
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`LstmConfig`](layers::LstmConfig), [`DenseConfig`](layers::DenseConfig), .. | sizes and options; `declare` adds the parameters to a block and gives the layer |
+//! | [`Parameters`] | all values in one flat block, by PyTorch's names |
+//! | [`Recorder`] | layers and losses append steps; [`Recorder::backward`] walks them in reverse |
+//! | [`Plan`] | the recorded program: slots and steps. Pure data; printing it gives its listing |
+//! | [`Device`] | a GPU, or the CPU in f32 or f64 |
+//! | [`Workspace`] | a plan's memory on one device; [`Workspace::run`] is one queue submit |
+//! | [`Tensor`] | a slot of a plan, or some of its rows: what [`Workspace::read`] and [`Workspace::write`] take |
+//!
+//! Shapes are time first: `[T, B, ..]`. A plan is made for one batch size and number of steps; the same
+//! parameters may have many plans. Equations, derivations and where each symbol lies: [`docs::lstm`].
+//!
+//! # Features
+//!
+//! `gpu` (on by default): wgpu with Vulkan, Metal, DX12 and WebGPU. Without it the crate works on the CPU and
+//! has no wgpu in its tree.
 #![deny(unsafe_code)]
+#![warn(missing_docs)]
+
 pub mod device;
 pub mod error;
 pub mod float;
@@ -18,6 +72,7 @@ pub mod run;
 pub mod text;
 mod tile;
 pub mod trace;
+
 pub use device::{Device, Precision};
 pub use error::{Error, Result};
 pub use parameters::Parameters;
@@ -25,3 +80,11 @@ pub use plan::{Plan, Tensor};
 pub use recorder::Recorder;
 pub use rng::Rng;
 pub use run::Workspace;
+
+/// The documents of the repository, so that they are built and their links checked with the code.
+pub mod docs {
+    #[doc = include_str!("../docs/lstm.md")]
+    pub mod lstm {}
+    #[doc = include_str!("../DESIGN.md")]
+    pub mod design {}
+}

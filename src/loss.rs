@@ -11,7 +11,7 @@ pub use crate::kernels::softmax_cross_entropy::IGNORE;
 /// What [`softmax_cross_entropy`] leaves on the device.
 #[derive(Debug, Clone)]
 pub struct CrossEntropy {
-    /// Mean of -ln p[target] over the targets that count, `[1]`.
+    /// Mean of `-ln p[target]` over the targets that count, `[1]`.
     pub loss: Tensor,
     /// Share of them whose target is the first largest logit, `[1]`.
     pub accuracy: Tensor,
@@ -24,7 +24,12 @@ pub struct CrossEntropy {
 /// Records the mean cross-entropy of `logits [.., V]` against `targets [..]`; targets equal to [`IGNORE`] do not count.
 ///
 /// Many-to-one is one row for each batch entry, many-to-many one for each step and batch entry.
-pub fn softmax_cross_entropy(rec: &mut Recorder<'_>, name: &str, logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> {
+pub fn softmax_cross_entropy(
+    rec: &mut Recorder<'_>,
+    name: &str,
+    logits: &Tensor,
+    targets: &Tensor,
+) -> Result<CrossEntropy> {
     let probabilities = rec.activation(&path(name, "probabilities"), logits.shape())?;
     let rows = rec.activation(&path(name, "rows"), &[logits.rows(), 3])?;
     let accuracy = rec.activation(&path(name, "accuracy"), &[1])?;

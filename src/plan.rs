@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Operation};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -284,6 +285,12 @@ impl Plan {
     /// All steps in order.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// The steps of a phase; phases follow each other.
+    pub fn phase(&self, phase: Phase) -> Range<usize> {
+        let start = self.steps.iter().position(|s| s.phase == phase).unwrap_or(self.steps.len());
+        start..start + self.steps.iter().filter(|s| s.phase == phase).count()
     }
 
     /// All LSTM layers and directions.

@@ -165,6 +165,7 @@ fn what_does_not_fit_is_said_before_anything_is_allocated() {
     assert!(matches!(rec.activation("none", &[3, 0]), Err(Error::Shape { .. })));
 }
 
+#[cfg(feature = "gpu")]
 fn own_wgpu_device() -> Option<(wgpu::Device, wgpu::Queue)> {
     gpu()?;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
@@ -172,6 +173,7 @@ fn own_wgpu_device() -> Option<(wgpu::Device, wgpu::Queue)> {
     pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).ok()
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn a_device_of_the_application_and_its_loss() {
     let Some((device, queue)) = own_wgpu_device() else { return };
@@ -198,6 +200,7 @@ fn a_device_of_the_application_and_its_loss() {
     assert!(start.elapsed() < Duration::from_secs(20), "a lost device must not hang");
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn a_deadline_ends_a_wait() {
     let Some((device, queue)) = own_wgpu_device() else { return };
@@ -311,7 +314,12 @@ fn bad_recordings_are_refused() {
     let rng = &mut Rng::new(0);
     let lstm = LstmConfig::new(3, 4).declare(&mut parameters, "lstm", rng).unwrap();
     assert!(LstmConfig::new(3, 4).declare(&mut parameters, "lstm", rng).is_err());
-    for config in [LstmConfig::new(0, 4), LstmConfig::new(3, 0), LstmConfig::new(3, 4).with_layers(0), LstmConfig::new(3, 4).with_forget_bias(f64::NAN)] {
+    for config in [
+        LstmConfig::new(0, 4),
+        LstmConfig::new(3, 0),
+        LstmConfig::new(3, 4).with_layers(0),
+        LstmConfig::new(3, 4).with_forget_bias(f64::NAN),
+    ] {
         assert!(config.declare(&mut parameters, "other", rng).is_err(), "{config:?}");
     }
     let mut rec = Recorder::new(&parameters);
@@ -367,7 +375,12 @@ fn memory_is_linear_and_time_per_token_flat_in_the_number_of_steps() {
 fn the_listing_names_every_slot_step_and_byte() {
     let (_, plan) = trainer(2, 4).unwrap();
     let text = plan.to_string();
-    assert!(text.starts_with(&format!("plan: {} slots, {} steps, {} bytes\n", plan.slots().len(), plan.steps().len(), plan.bytes())));
+    assert!(text.starts_with(&format!(
+        "plan: {} slots, {} steps, {} bytes\n",
+        plan.slots().len(),
+        plan.steps().len(),
+        plan.bytes()
+    )));
     assert_eq!(text.lines().count(), 1 + plan.slots().len() + plan.steps().len());
     assert!(text.contains("Activation        lstm.0.h                           [3, 3, 4] 144 bytes\n"), "{text}");
     assert!(text.contains("lstm_forward weight_hh=lstm.weight_hh_l0 bias_hh=lstm.bias_hh_l0 gates->lstm.0.gates h->lstm.0.h c->lstm.0.c steps:2 batch:3 hidden:4 has_bias:1\n"), "{text}");

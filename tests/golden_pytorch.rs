@@ -21,9 +21,15 @@ fn load(file: &str) -> Arrays {
     let read = |view: safetensors::tensor::TensorView<'_>| {
         let data = view.data();
         let values = match view.dtype() {
-            safetensors::Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
-            safetensors::Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-            safetensors::Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+            safetensors::Dtype::F32 => {
+                data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
+            safetensors::Dtype::F64 => {
+                data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+            }
+            safetensors::Dtype::I64 => {
+                data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
             other => panic!("{file}: {other:?}"),
         };
         (view.shape().to_vec(), values)
@@ -106,7 +112,10 @@ impl Case {
             }
             let (at, ratio) = tolerance(&self.spec["tolerance"][kind]).worst(got, &want);
             if ratio > 1.0 {
-                return Err(format!("{name}[{at}] = {}, wanted {} ({ratio:.1} times the tolerance)", got[at], want[at]));
+                return Err(format!(
+                    "{name}[{at}] = {}, wanted {} ({ratio:.1} times the tolerance)",
+                    got[at], want[at]
+                ));
             }
             worst = worst.max(ratio);
         }
@@ -237,7 +246,8 @@ fn planted_errors_are_caught() {
         let values = parameters.get("weight_ih_l0").unwrap().to_vec();
         parameters.set("weight_ih_l0_reverse", &values).unwrap();
     };
-    let plants: [(&str, &dyn Fn(&mut Parameters)); 3] =
+    type Plant<'a> = (&'a str, &'a dyn Fn(&mut Parameters));
+    let plants: [Plant<'_>; 3] =
         [("gates i and f swapped", &swap_gates), ("a sign", &flip), ("directions swapped", &swap_directions)];
     for (name, plant) in plants {
         assert!(case.compare_with(&Device::cpu(), plant).is_err(), "{name} was not seen");
@@ -286,14 +296,20 @@ fn training_run_with_clipping() {
         let all = &io[name].1[n * batch * steps..(n + 1) * batch * steps];
         (0..steps * batch).map(|e| all[e % batch * steps + e / batch] as u32).collect()
     };
-    let floats = |key: &str| -> Vec<f64> { spec[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+    let floats =
+        |key: &str| -> Vec<f64> { spec[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
     let (losses, norms) = (floats("losses_f64"), floats("grad_norms_f64"));
     for device in devices() {
         let mut workspace = Workspace::new(&device, plan.clone(), &parameters).unwrap();
         workspace.poison().unwrap();
         let check = |what: String, got: &[f64], want: &[f64], tolerance: Tolerance| {
             let (at, ratio) = tolerance.worst(got, want);
-            assert!(got.len() == want.len() && ratio <= 1.0, "{what}[{at}] on {device}: {} against {}", got[at], want[at]);
+            assert!(
+                got.len() == want.len() && ratio <= 1.0,
+                "{what}[{at}] on {device}: {} against {}",
+                got[at],
+                want[at]
+            );
         };
         let relative = |key: &str| tolerance(&spec["tolerance"][key]);
         let absolute = |value: f64| Tolerance { absolute: value, relative: 0.0 };
@@ -303,7 +319,12 @@ fn training_run_with_clipping() {
             if n == spec["snapshot_before_step"].as_u64().unwrap() as usize {
                 workspace.read_parameters(&mut now).unwrap();
                 for name in weights.keys() {
-                    check(format!("snap.{name}"), now.get(name).unwrap(), &io[&format!("snap.{name}")].1, absolute(moved));
+                    check(
+                        format!("snap.{name}"),
+                        now.get(name).unwrap(),
+                        &io[&format!("snap.{name}")].1,
+                        absolute(moved),
+                    );
                 }
             }
             workspace.write_tokens(&plan.tensor("x").unwrap(), &ids("x", n)).unwrap();

@@ -70,7 +70,10 @@ fn check_without(
             compared += 1;
             let difference = (numeric - analytic[e]).abs();
             if difference.is_nan() || difference > 1e-8 + 1e-6 * numeric.abs() {
-                return Err(format!("`{}` element {e}: differences give {numeric}, the plan {}", slot.name, analytic[e]));
+                return Err(format!(
+                    "`{}` element {e}: differences give {numeric}, the plan {}",
+                    slot.name, analytic[e]
+                ));
             }
         }
     }

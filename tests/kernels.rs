@@ -52,7 +52,8 @@ fn poison_replaced(workspace: &mut Workspace, plan: &Plan) -> Result<()> {
 
 #[test]
 fn matmul_in_every_transposition() {
-    let sizes = [(1, 1, 1), (3, 5, 7), (8, 16, 4), (9, 132, 20), (33, 65, 17), (64, 64, 64), (70, 4, 129), (1, 256, 64)];
+    let sizes =
+        [(1, 1, 1), (3, 5, 7), (8, 16, 4), (9, 132, 20), (33, 65, 17), (64, 64, 64), (70, 4, 129), (1, 256, 64)];
     for (m, n, k) in sizes {
         for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
             for (bias, accumulate) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -214,7 +215,8 @@ fn embeddings_and_one_hot() {
 
 #[test]
 fn cross_entropy() {
-    for (rows, classes, bound) in [(1, 1, 1.0), (3, 2, 1.0), (5, 63, 1.0), (2, 64, 100.0), (9, 65, 1e4), (70, 300, 5.0)] {
+    for (rows, classes, bound) in [(1, 1, 1.0), (3, 2, 1.0), (5, 63, 1.0), (2, 64, 100.0), (9, 65, 1e4), (70, 300, 5.0)]
+    {
         check(&format!("softmax_cross_entropy {rows} {classes}"), bound, |rec| {
             let logits = rec.input("logits", &[rows, classes])?;
             let targets = rec.targets("targets", &[rows], classes)?;

@@ -36,7 +36,8 @@ fn random_models_agree_on_cpu_and_gpu() {
         let model = Model::random(&mut rng, hidden, batch, steps);
         let class = if case % 2 == 0 { AdapterClass::Software } else { AdapterClass::Hardware };
         let device = gpu.clone().with_shaders_for(class);
-        compare(&model, case as u64, &device, &Device::cpu()).unwrap_or_else(|e| panic!("case {case}, {class:?} shaders: {e}\n{model:?}"));
+        compare(&model, case as u64, &device, &Device::cpu())
+            .unwrap_or_else(|e| panic!("case {case}, {class:?} shaders: {e}\n{model:?}"));
     }
 }
 

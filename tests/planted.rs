@@ -21,7 +21,11 @@ const FORWARD: [Plant; 5] = [
     ("swapped gates", "let cell = s.y *", "let cell = s.w *"),
     ("loop one short", "k < 16u; k++", "k < 15u; k++"),
     ("unwritten output", "    h[(after + row) * params.hidden + unit] =", "    let unused ="),
-    ("outside", "    c[(after + row) * params.hidden + unit] = cell;", "    c[(after + row) * params.hidden + unit] = cell; c[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;"),
+    (
+        "outside",
+        "    c[(after + row) * params.hidden + unit] = cell;",
+        "    c[(after + row) * params.hidden + unit] = cell; c[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
+    ),
 ];
 
 const BACKWARD: [Plant; 5] = [
@@ -29,7 +33,11 @@ const BACKWARD: [Plant; 5] = [
     ("swapped gates", "dgates[at] = dct * g * i", "dgates[at] = dct * f * i"),
     ("loop one short", "k < 64u; k++", "k < 63u; k++"),
     ("unwritten output", "    dc[e] = dct;\n", ""),
-    ("outside", "    dh[e] = dht;", "    dh[e] = dht; dh[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;"),
+    (
+        "outside",
+        "    dh[e] = dht;",
+        "    dh[e] = dht; dh[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
+    ),
 ];
 
 /// A kernel with plant number `P` in its general shader; the twin is the true one.

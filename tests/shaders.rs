@@ -49,11 +49,13 @@ fn compare(source: &str, kernel: &Description) -> Result<(), String> {
         }
     }
     storage.sort_by_key(|s| s.0);
-    let wanted: Vec<_> = (0u32..).zip(kernel.bindings).map(|(i, b): (u32, &Binding)| (i, b.name.to_string(), b.access)).collect();
+    let wanted: Vec<_> =
+        (0u32..).zip(kernel.bindings).map(|(i, b): (u32, &Binding)| (i, b.name.to_string(), b.access)).collect();
     if storage != wanted {
         return Err(format!("bindings {storage:?}, in Rust {wanted:?}"));
     }
-    let wanted: Vec<_> = (0u32..).zip(kernel.fields).map(|(i, f)| (f.to_string(), 4 * i, kernel.floats.contains(f))).collect();
+    let wanted: Vec<_> =
+        (0u32..).zip(kernel.fields).map(|(i, f)| (f.to_string(), 4 * i, kernel.floats.contains(f))).collect();
     if fields.as_ref() != Some(&wanted) {
         return Err(format!("uniform {fields:?}, in Rust {wanted:?}"));
     }
@@ -81,11 +83,14 @@ fn the_list_of_kernels_equals_the_folder() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    let listed: BTreeSet<_> =
-        ALL.iter().flat_map(|k| (k.shaders)()).map(|(name, _)| format!("{name}.wgsl")).collect();
+    let listed: BTreeSet<_> = ALL.iter().flat_map(|k| (k.shaders)()).map(|(name, _)| format!("{name}.wgsl")).collect();
     assert_eq!(folder, listed);
     for kernel in ALL {
-        assert!((kernel.shaders)().iter().any(|(name, _)| *name == kernel.name), "{} has no shader of its name", kernel.name);
+        assert!(
+            (kernel.shaders)().iter().any(|(name, _)| *name == kernel.name),
+            "{} has no shader of its name",
+            kernel.name
+        );
         let twin = format!("{}/src/kernels/{}.rs", env!("CARGO_MANIFEST_DIR"), kernel.name);
         assert!(std::path::Path::new(&twin).exists(), "{twin} is missing");
     }
@@ -127,9 +132,8 @@ fn every_shader_translates_to_spirv_msl_and_hlsl() {
 
 #[test]
 fn no_built_in_tanh_no_float_comparison_for_nan_no_atomics() {
-    let bare = |source: &str| {
-        source.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
-    };
+    let bare =
+        |source: &str| source.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     each(|_, _, source| {
         let code = bare(source).replace("lstm_tanh(", "");
         match ["tanh(", "sinh(", "cosh(", "atomic", "isnan", "early return;"].iter().find(|w| code.contains(**w)) {
@@ -173,6 +177,8 @@ fn planted_errors_are_seen() {
         assert_ne!(broken, source, "{plant}: nothing was planted");
         assert!(compare(&broken, kernel).is_err(), "{plant}");
     }
-    let broken = source.replace("forget_bias: f32", "forget_bias: u32").replace("params.forget_bias;", "f32(params.forget_bias);");
+    let broken = source
+        .replace("forget_bias: f32", "forget_bias: u32")
+        .replace("params.forget_bias;", "f32(params.forget_bias);");
     assert!(compare(&broken, kernel).is_err());
 }

@@ -37,9 +37,7 @@ impl Kernel for ClipNorm {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(norm), Operand::Write(gradients)] = operands else {
-            unreachable!("bindings of clip_norm")
-        };
+        let [Operand::Read(norm), Operand::Write(gradients)] = operands else { unreachable!("bindings of clip_norm") };
         let factor = T::of(self.max_norm as f64) / (norm[0] + T::of(1e-6));
         if !norm[0].to_f64().is_finite() {
             gradients.fill(T::NAN);

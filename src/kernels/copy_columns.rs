@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -74,6 +74,15 @@ impl Kernel for CopyColumns {
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     const VIEWS: bool = true;
     one_shader!("copy_columns", |k| fold_elements(k.rows as u64 * k.width as u64, 256));
+
+    fn extent(&self) -> Option<Extent> {
+        Some(Extent {
+            start: self.target_offset as usize,
+            rows: self.rows as usize,
+            width: self.width as usize,
+            stride: self.target_stride as usize,
+        })
+    }
 
     fn flops(&self) -> f64 {
         self.rows as f64 * self.width as f64

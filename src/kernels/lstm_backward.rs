@@ -264,7 +264,8 @@ impl<T: Float> Worker<'_, T> {
         let sums = match self.kernel.next_time(n) {
             Some(next) => {
                 let dnext = &*self.dgates[next];
-                let x: [&[T]; R] = std::array::from_fn(|r| &dnext[(rows.start + r) * GATES * hidden..][..GATES * hidden]);
+                let x: [&[T]; R] =
+                    std::array::from_fn(|r| &dnext[(rows.start + r) * GATES * hidden..][..GATES * hidden]);
                 tile::multiply::<T, N, R, FMA>(x, panel)
             }
             None => [[[T::ZERO; N]; 4]; R],

@@ -13,7 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, parameters, reads, writes};
+use crate::kernel::{AdapterClass, Binding, Extent, Kernel, Operand, Shader, parameters, reads, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -142,6 +142,10 @@ impl Kernel for Matmul {
 
     fn repeats(&self) -> u32 {
         self.k.div_ceil(CHUNK)
+    }
+
+    fn extent(&self) -> Option<Extent> {
+        Some(Extent::contiguous(self.c_offset, self.m * self.n))
     }
 
     fn flops(&self) -> f64 {

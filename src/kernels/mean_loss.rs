@@ -41,7 +41,9 @@ impl Kernel for MeanLoss {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(row_losses), Operand::Write(loss), Operand::Write(accuracy), Operand::Write(counted)] = operands else {
+        let [Operand::Read(row_losses), Operand::Write(loss), Operand::Write(accuracy), Operand::Write(counted)] =
+            operands
+        else {
             unreachable!("bindings of mean_loss")
         };
         let mut sums = [T::ZERO; 3];

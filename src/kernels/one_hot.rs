@@ -40,9 +40,7 @@ impl Kernel for OneHot {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Tokens(ids), Operand::Write(y)] = operands else {
-            unreachable!("bindings of one_hot")
-        };
+        let [Operand::Tokens(ids), Operand::Write(y)] = operands else { unreachable!("bindings of one_hot") };
         for (id, y) in ids.iter().zip(y.chunks_exact_mut(self.columns as usize)) {
             y.fill(T::ZERO);
             y[*id as usize] = T::ONE;

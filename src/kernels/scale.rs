@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -48,6 +48,10 @@ impl Kernel for Scale {
     const FLOATS: &'static [&'static str] = &["alpha"];
     const VIEWS: bool = true;
     one_shader!("scale", |k| fold_elements(k.len as u64, 256));
+
+    fn extent(&self) -> Option<Extent> {
+        Some(Extent::contiguous(self.y_offset, self.len))
+    }
 
     fn flops(&self) -> f64 {
         2.0 * self.len as f64

@@ -43,7 +43,8 @@ pub fn record(
 
 impl Kernel for SoftmaxCrossEntropy {
     const NAME: &'static str = "softmax_cross_entropy";
-    const BINDINGS: &'static [Binding] = &[reads("logits"), tokens("targets"), writes("probabilities"), writes("row_losses")];
+    const BINDINGS: &'static [Binding] =
+        &[reads("logits"), tokens("targets"), writes("probabilities"), writes("row_losses")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("softmax_cross_entropy", |k| fold(k.rows as u64));
 
@@ -52,7 +53,13 @@ impl Kernel for SoftmaxCrossEntropy {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(logits), Operand::Tokens(targets), Operand::Write(probabilities), Operand::Write(row_losses)] = operands else {
+        let [
+            Operand::Read(logits),
+            Operand::Tokens(targets),
+            Operand::Write(probabilities),
+            Operand::Write(row_losses),
+        ] = operands
+        else {
             unreachable!("bindings of softmax_cross_entropy")
         };
         let columns = self.columns as usize;

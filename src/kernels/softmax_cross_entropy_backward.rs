@@ -7,9 +7,9 @@
 use crate::error::Result;
 use crate::float::Float;
 use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, tokens, writes};
+use crate::kernels::softmax_cross_entropy::IGNORE;
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
-use crate::kernels::softmax_cross_entropy::IGNORE;
 parameters! {
     /// Parameters of `softmax_cross_entropy_backward`.
     SoftmaxCrossEntropyBackward {
@@ -39,7 +39,8 @@ pub fn record(
 
 impl Kernel for SoftmaxCrossEntropyBackward {
     const NAME: &'static str = "softmax_cross_entropy_backward";
-    const BINDINGS: &'static [Binding] = &[reads("probabilities"), tokens("targets"), reads("counted"), reads("dloss"), writes("dlogits")];
+    const BINDINGS: &'static [Binding] =
+        &[reads("probabilities"), tokens("targets"), reads("counted"), reads("dloss"), writes("dlogits")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("softmax_cross_entropy_backward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
 
@@ -48,7 +49,14 @@ impl Kernel for SoftmaxCrossEntropyBackward {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(probabilities), Operand::Tokens(targets), Operand::Read(counted), Operand::Read(dloss), Operand::Write(dlogits)] = operands else {
+        let [
+            Operand::Read(probabilities),
+            Operand::Tokens(targets),
+            Operand::Read(counted),
+            Operand::Read(dloss),
+            Operand::Write(dlogits),
+        ] = operands
+        else {
             unreachable!("bindings of softmax_cross_entropy_backward")
         };
         let columns = self.columns as usize;

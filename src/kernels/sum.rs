@@ -38,9 +38,7 @@ impl Kernel for Sum {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Write(total)] = operands else {
-            unreachable!("bindings of sum")
-        };
+        let [Operand::Read(x), Operand::Write(total)] = operands else { unreachable!("bindings of sum") };
         let sum = x[..self.len as usize].iter().fold(T::ZERO, |sum, x| sum + *x) / T::of(self.divisor as f64);
         total[0] = if self.root != 0 { sum.sqrt() } else { sum };
     }

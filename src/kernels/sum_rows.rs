@@ -49,9 +49,7 @@ impl Kernel for SumRows {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Write(sums)] = operands else {
-            unreachable!("bindings of sum_rows")
-        };
+        let [Operand::Read(x), Operand::Write(sums)] = operands else { unreachable!("bindings of sum_rows") };
         if self.accumulate == 0 {
             sums[..self.columns as usize].fill(T::ZERO);
         }

@@ -53,9 +53,7 @@ impl Kernel for SumSquares {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Write(partials)] = operands else {
-            unreachable!("bindings of sum_squares")
-        };
+        let [Operand::Read(x), Operand::Write(partials)] = operands else { unreachable!("bindings of sum_squares") };
         for (w, partial) in partials[..self.partials as usize].iter_mut().enumerate() {
             *partial = T::ZERO;
             for chunk in x[..self.len as usize].chunks(256).skip(w).step_by(self.partials as usize) {

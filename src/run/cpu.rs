@@ -27,9 +27,7 @@ impl<T: Float> Memory<T> {
         let own: Vec<Vec<T>> = plan
             .slots()
             .iter()
-            .map(|s| {
-                vec![T::ZERO; of(s.storage == Storage::Own && !matches!(s.kind, Kind::Tokens { .. }), s.len())]
-            })
+            .map(|s| vec![T::ZERO; of(s.storage == Storage::Own && !matches!(s.kind, Kind::Tokens { .. }), s.len())])
             .collect();
         let tokens: Vec<Vec<u32>> =
             plan.slots().iter().map(|s| vec![0; of(matches!(s.kind, Kind::Tokens { .. }), s.len())]).collect();

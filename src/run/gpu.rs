@@ -199,7 +199,11 @@ impl Memory {
     }
 
     /// One submit from dispatch `repeat` of step `step` on; where the next one starts, and how many dispatches it had.
-    fn submit_from(&self, (mut step, mut repeat): (usize, u32), end: usize) -> (wgpu::SubmissionIndex, (usize, u32), u64) {
+    fn submit_from(
+        &self,
+        (mut step, mut repeat): (usize, u32),
+        end: usize,
+    ) -> (wgpu::SubmissionIndex, (usize, u32), u64) {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let mut dispatches = 0;
         let mut flops = 0.0;

@@ -43,7 +43,7 @@ impl std::ops::Sub for Counters {
 /// Sees each step of [`Workspace::run_observed`].
 pub trait Observer {
     /// Called after step `index` of the plan; the workspace can be read.
-    fn after_step(&mut self, workspace: &mut Workspace, index: usize) -> Result<()>;
+    fn after_step(&mut self, workspace: &mut Workspace, index: usize) -> impl Future<Output = Result<()>>;
 }
 
 enum Memory {
@@ -77,7 +77,11 @@ impl Workspace {
     }
 
     /// As [`Workspace::new_async`], with guard words behind every slot of its own; see [`Workspace::check_guards_async`].
-    pub async fn guarded_async(device: &Device, plan: impl Into<Arc<Plan>>, parameters: &Parameters) -> Result<Workspace> {
+    pub async fn guarded_async(
+        device: &Device,
+        plan: impl Into<Arc<Plan>>,
+        parameters: &Parameters,
+    ) -> Result<Workspace> {
         Workspace::build(device, plan.into(), parameters, true).await
     }
 
@@ -132,7 +136,9 @@ impl Workspace {
             };
             return Err(Error::Value { slot: slot.name.clone(), expected, found: format!("{} floats", values.len()) });
         }
-        check_finite(&slot.name, values.iter().map(|v| v.to_f64()))?;
+        // in the precision it will have: 1e300 is infinite in f32
+        let stored = |v: &T| if matches!(self.memory, Memory::F64(_)) { v.to_f64() } else { v.to_f64() as f32 as f64 };
+        check_finite(&slot.name, values.iter().map(stored))?;
         self.store(to, values)
     }
 
@@ -208,7 +214,8 @@ impl Workspace {
         for step in plan.steps() {
             for id in step.written() {
                 let slot = plan.slot(id);
-                let block = matches!(slot.storage, Storage::Parameters(_) | Storage::Gradients(0)) && slot.len() == plan.block_len;
+                let block = matches!(slot.storage, Storage::Parameters(_) | Storage::Gradients(0))
+                    && slot.len() == plan.block_len;
                 if matches!(slot.kind, Kind::Activation | Kind::Gradient | Kind::ParameterGradient) && !block {
                     let tensor = plan.whole(id);
                     self.store(&tensor, &vec![f32::NAN; tensor.len()])?;
@@ -239,10 +246,10 @@ impl Workspace {
     }
 
     /// Runs the plan step by step and shows each to an observer. Slower: every step is a submit.
-    pub async fn run_observed_async(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub async fn run_observed_async(&mut self, observer: &mut impl Observer) -> Result<()> {
         for index in 0..self.plan.steps.len() {
             self.run_steps_async(index..index + 1).await?;
-            observer.after_step(self, index)?;
+            observer.after_step(self, index).await?;
         }
         Ok(())
     }
@@ -266,6 +273,13 @@ impl Workspace {
                 Ok(convert(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)))
             }
         }
+    }
+
+    /// [`Workspace::read_async`] as an array of the tensor's shape.
+    pub async fn read_array_async<T: Float>(&mut self, from: &Tensor) -> Result<ArrayD<T>> {
+        let values = self.read_async(from).await?;
+        ArrayD::from_shape_vec(IxDyn(from.shape()), values)
+            .map_err(|_| Error::shape("reading an array", format!("{} elements", from.len()), from.shape()))
     }
 
     /// Reads a tensor of one element, such as a loss. Error: [`Error::NonFinite`] if it is not a finite number.
@@ -350,7 +364,7 @@ impl Workspace {
     }
 
     /// Blocking [`Workspace::run_observed_async`].
-    pub fn run_observed(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub fn run_observed(&mut self, observer: &mut impl Observer) -> Result<()> {
         pollster::block_on(self.run_observed_async(observer))
     }
 
@@ -359,11 +373,9 @@ impl Workspace {
         pollster::block_on(self.read_async(from))
     }
 
-    /// [`Workspace::read`] as an array of the tensor's shape.
+    /// Blocking [`Workspace::read_array_async`].
     pub fn read_array<T: Float>(&mut self, from: &Tensor) -> Result<ArrayD<T>> {
-        let values = self.read(from)?;
-        ArrayD::from_shape_vec(IxDyn(from.shape()), values)
-            .map_err(|_| Error::shape("reading an array", format!("{} elements", from.len()), from.shape()))
+        pollster::block_on(self.read_array_async(from))
     }
 
     /// Blocking [`Workspace::scalar_async`].
