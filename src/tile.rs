@@ -10,26 +10,72 @@ use std::ops::Range;
 /// `[row][vector][lane]` sums of one block.
 pub(crate) type Sums<T, const N: usize, const R: usize> = [[[T; N]; 4]; R];
 
-/// `sums[r][v] = sum_k x[r][k] panel[k][v]`
+/// `sums[r][v] = sum_k x[k][r] panel[k][v]`, with the rows of x interleaved by [`interleave`].
+///
+/// Nothing in the loop can fail, so the compiler keeps all sums in registers.
 #[inline(always)]
 pub(crate) fn multiply<T: Float, const N: usize, const R: usize, const FMA: bool>(
-    x: [&[T]; R],
+    x: &[T],
     panel: &[T],
 ) -> Sums<T, N, R> {
-    let depth = panel.len() / (4 * N);
-    let x = x.map(|row| &row[..depth]);
     let mut sums = [[[T::ZERO; N]; 4]; R];
-    for (k, weights) in panel.chunks_exact(4 * N).enumerate() {
+    for (values, weights) in x.chunks_exact(R).zip(panel.chunks_exact(4 * N)) {
         for v in 0..4 {
             for r in 0..R {
-                let value = x[r][k];
                 for lane in 0..N {
-                    sums[r][v][lane] = multiply_add::<T, FMA>(value, weights[v * N + lane], sums[r][v][lane]);
+                    sums[r][v][lane] = multiply_add::<T, FMA>(values[r], weights[v * N + lane], sums[r][v][lane]);
                 }
             }
         }
     }
     sums
+}
+
+/// `[rows, width]` to `[block][k][row of the block]`, in blocks of at most `most` rows.
+#[inline(always)]
+pub(crate) fn interleave<T: Float>(rows: &[T], width: usize, most: usize, to: &mut [T]) {
+    for block in blocks(rows.len() / width, most) {
+        let range = block.start * width..block.end * width;
+        let (rows, to) = (&rows[range.clone()], &mut to[range]);
+        match block.len() {
+            1 => to.copy_from_slice(rows),
+            2 => interleave_block::<T, 2>(rows, width, to),
+            3 => interleave_block::<T, 3>(rows, width, to),
+            4 => interleave_block::<T, 4>(rows, width, to),
+            5 => interleave_block::<T, 5>(rows, width, to),
+            _ => interleave_block::<T, 6>(rows, width, to),
+        }
+    }
+}
+
+#[inline(always)]
+fn interleave_block<T: Float, const R: usize>(rows: &[T], width: usize, to: &mut [T]) {
+    let rows: [&[T]; R] = std::array::from_fn(|r| &rows[r * width..][..width]);
+    for (k, to) in to.chunks_exact_mut(R).take(width).enumerate() {
+        for r in 0..R {
+            to[r] = rows[r][k];
+        }
+    }
+}
+
+/// `sum_k a[k] b[k]`, in four vectors of lanes that hide the latency of the addition.
+#[inline(always)]
+pub(crate) fn dot<T: Float, const N: usize, const FMA: bool>(a: &[T], b: &[T]) -> T {
+    let mut sums = [[T::ZERO; N]; 4];
+    let (chunks_a, chunks_b) = (a.chunks_exact(4 * N), b.chunks_exact(4 * N));
+    let rest = chunks_a.remainder().iter().zip(chunks_b.remainder());
+    let mut total = rest.fold(T::ZERO, |sum, (a, b)| sum + *a * *b);
+    for (a, b) in chunks_a.zip(chunks_b) {
+        for v in 0..4 {
+            for lane in 0..N {
+                sums[v][lane] = multiply_add::<T, FMA>(a[v * N + lane], b[v * N + lane], sums[v][lane]);
+            }
+        }
+    }
+    for lane in 0..N {
+        total += (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    }
+    total
 }
 
 /// `N` lanes from the start of a slice; those from `valid` on are zero.

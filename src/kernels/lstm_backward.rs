@@ -188,7 +188,8 @@ impl Kernel for LstmBackward {
         let [_, batch, hidden] = self.sizes();
         let width = 4 * tile::lanes::<T>();
         let units = hidden.next_multiple_of(width);
-        let panels = tile::aligned(scratch, GATES * hidden * units);
+        let memory = tile::aligned(scratch, GATES * hidden * (units + batch));
+        let (panels, rows) = memory.split_at_mut(GATES * hidden * units);
         // [panel][gate and unit summed over][4 N units]
         for (p, panel) in panels.chunks_exact_mut(GATES * hidden * width).enumerate() {
             let valid = (hidden - p * width).min(width);
@@ -203,11 +204,12 @@ impl Kernel for LstmBackward {
         let mut dgates = tile::split_rows(dgates, batch, GATES * hidden, &groups).into_iter();
         let mut dh = tile::split_rows(dh, batch, hidden, &groups).into_iter();
         let mut dc = tile::split_rows(dc, batch, hidden, &groups).into_iter();
+        let mut x = tile::split_rows(rows, batch, GATES * hidden, &groups).into_iter().flatten();
         let workers: Vec<_> = groups
             .iter()
             .filter_map(|rows| {
-                let (dgates, dh, dc) = (dgates.next()?, dh.next()?, dc.next()?);
-                Some(Worker { kernel: self, rows: rows.clone(), units, panels, gates, c, dgates, dh, dc })
+                let (dgates, dh, dc, x) = (dgates.next()?, dh.next()?, dc.next()?, x.next()?);
+                Some(Worker { kernel: self, rows: rows.clone(), units, panels, gates, c, dgates, dh, dc, x })
             })
             .collect();
         match workers.len() {
@@ -232,6 +234,8 @@ struct Worker<'a, T> {
     dgates: Vec<&'a mut [T]>,
     dh: Vec<&'a mut [T]>,
     dc: Vec<&'a mut [T]>,
+    /// dgates of the step worked on just before, interleaved.
+    x: &'a mut [T],
 }
 
 impl<T: Float> Vectorized for Worker<'_, T> {
@@ -240,6 +244,9 @@ impl<T: Float> Vectorized for Worker<'_, T> {
         let [steps, _, hidden] = self.kernel.sizes();
         let size = GATES * hidden * 4 * N;
         for n in 0..=steps {
+            if let Some(next) = self.kernel.next_time(n) {
+                tile::interleave(self.dgates[next], GATES * hidden, R, self.x);
+            }
             for p in 0..self.units / (4 * N) {
                 let panel = &self.panels[p * size..(p + 1) * size];
                 for rows in tile::blocks(self.rows.len(), R) {
@@ -262,11 +269,9 @@ impl<T: Float> Worker<'_, T> {
     ) {
         let hidden = self.kernel.hidden as usize;
         let sums = match self.kernel.next_time(n) {
-            Some(next) => {
-                let dnext = &*self.dgates[next];
-                let x: [&[T]; R] =
-                    std::array::from_fn(|r| &dnext[(rows.start + r) * GATES * hidden..][..GATES * hidden]);
-                tile::multiply::<T, N, R, FMA>(x, panel)
+            Some(_) => {
+                let width = GATES * hidden;
+                tile::multiply::<T, N, R, FMA>(&self.x[rows.start * width..rows.end * width], panel)
             }
             None => [[[T::ZERO; N]; 4]; R],
         };

@@ -173,11 +173,15 @@ impl Kernel for LstmForward {
         else {
             unreachable!("bindings of lstm_forward")
         };
-        let [_, batch, hidden] = self.sizes();
+        let [steps, batch, hidden] = self.sizes();
+        if steps * batch < PACKING_PAYS {
+            return T::vectorize(Direct { kernel: self, weight, bias, gates, h, c });
+        }
         let lanes = tile::lanes::<T>();
         let units = hidden.next_multiple_of(lanes);
-        let panels = tile::aligned(scratch, (hidden + 1) * GATES * units);
-        let (panels, biases) = panels.split_at_mut(hidden * GATES * units);
+        let memory = tile::aligned(scratch, (hidden + 1) * GATES * units + batch * hidden);
+        let (panels, rest) = memory.split_at_mut(hidden * GATES * units);
+        let (biases, rows) = rest.split_at_mut(GATES * units);
         // [panel][k][gate][lane]
         for u in 0..GATES * units {
             let (gate, unit) = (u / units, u % units);
@@ -195,16 +199,60 @@ impl Kernel for LstmForward {
         let mut gates = tile::split_rows(gates, batch, GATES * hidden, &groups).into_iter();
         let mut h = tile::split_rows(h, batch, hidden, &groups).into_iter();
         let mut c = tile::split_rows(c, batch, hidden, &groups).into_iter();
+        let mut x = tile::split_rows(rows, batch, hidden, &groups).into_iter().flatten();
         let workers: Vec<_> = groups
             .iter()
             .filter_map(|rows| {
-                let (gates, h, c) = (gates.next()?, h.next()?, c.next()?);
-                Some(Worker { kernel: self, rows: rows.len(), units, panels, biases, gates, h, c })
+                let (gates, h, c, x) = (gates.next()?, h.next()?, c.next()?, x.next()?);
+                Some(Worker { kernel: self, rows: rows.len(), units, panels, biases, gates, h, c, x })
             })
             .collect();
         match workers.len() {
             1 => workers.into_iter().for_each(T::vectorize),
             _ => workers.into_par_iter().for_each(T::vectorize),
+        }
+    }
+}
+
+/// Below this many rows and steps together, packing the weights costs more than it brings: streaming, step by step.
+const PACKING_PAYS: usize = 8;
+
+/// The recurrence straight from the weights as they are, unit by unit.
+struct Direct<'a, T> {
+    kernel: &'a LstmForward,
+    weight: &'a [T],
+    bias: &'a [T],
+    gates: &'a mut [T],
+    h: &'a mut [T],
+    c: &'a mut [T],
+}
+
+impl<T: Float> Vectorized for Direct<'_, T> {
+    #[inline(always)]
+    fn run<const N: usize, const R: usize, const FMA: bool>(self) {
+        let [steps, batch, hidden] = self.kernel.sizes();
+        let direction = self.kernel.direction();
+        let bias = |u: usize| if self.kernel.has_bias != 0 { self.bias[u] } else { T::ZERO };
+        for (n, row) in (0..steps).flat_map(|n| (0..batch).map(move |row| (n, row))) {
+            let t = direction.time(n, steps);
+            let before = (direction.row_before(t) * batch + row) * hidden;
+            let after = (direction.row_after(t) * batch + row) * hidden;
+            let gates = &mut self.gates[(t * batch + row) * GATES * hidden..][..GATES * hidden];
+            for (u, gate) in gates.iter_mut().enumerate() {
+                let weights = &self.weight[u * hidden..][..hidden];
+                *gate += tile::dot::<T, N, FMA>(weights, &self.h[before..][..hidden]) + bias(u);
+            }
+            for j in 0..hidden {
+                let i = gates[j].sigmoid();
+                let f = (gates[hidden + j] + T::of(self.kernel.forget_bias as f64)).sigmoid();
+                let g = gates[2 * hidden + j].tanh();
+                let o = gates[3 * hidden + j].sigmoid();
+                for (gate, value) in [i, f, g, o].into_iter().enumerate() {
+                    gates[gate * hidden + j] = value;
+                }
+                self.c[after + j] = f * self.c[before + j] + i * g;
+                self.h[after + j] = o * self.c[after + j].tanh();
+            }
         }
     }
 }
@@ -222,6 +270,8 @@ struct Worker<'a, T> {
     gates: Vec<&'a mut [T]>,
     h: Vec<&'a mut [T]>,
     c: Vec<&'a mut [T]>,
+    /// h of the step before, interleaved.
+    x: &'a mut [T],
 }
 
 impl<T: Float> Vectorized for Worker<'_, T> {
@@ -232,6 +282,7 @@ impl<T: Float> Vectorized for Worker<'_, T> {
         let size = hidden * GATES * N;
         for n in 0..steps {
             let t = direction.time(n, steps);
+            tile::interleave(self.h[direction.row_before(t)], hidden, R, self.x);
             for p in 0..self.units / N {
                 let panel = &self.panels[p * size..(p + 1) * size];
                 for rows in tile::blocks(self.rows, R) {
@@ -255,10 +306,9 @@ impl<T: Float> Worker<'_, T> {
         let [_, _, hidden] = self.kernel.sizes();
         let direction = self.kernel.direction();
         let (before, after) = (direction.row_before(t), direction.row_after(t));
-        let (h_before, h_after) = tile::pair(&mut self.h, before, after);
         let (c_before, c_after) = tile::pair(&mut self.c, before, after);
         let gates = &mut *self.gates[t];
-        let x: [&[T]; R] = std::array::from_fn(|r| &h_before[(rows.start + r) * hidden..][..hidden]);
+        let x = &self.x[rows.start * hidden..rows.end * hidden];
         let sums = tile::multiply::<T, N, R, FMA>(x, panel);
         let unit = p * N;
         let valid = hidden - unit;
@@ -287,7 +337,7 @@ impl<T: Float> Worker<'_, T> {
                 tile::store(values, &mut gates[(row * GATES + gate) * hidden + unit..], valid);
             }
             tile::store(&c, &mut c_after[row * hidden + unit..], valid);
-            tile::store(&h, &mut h_after[row * hidden + unit..], valid);
+            tile::store(&h, &mut self.h[after][row * hidden + unit..], valid);
         }
     }
 }
