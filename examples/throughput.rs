@@ -13,10 +13,11 @@
 //! | W5 | 1 | 256 single steps with carried state, time per step | 256 | 256 | 1 |
 //! | W6 | 8 | 1024 | 128 | 128 | 1 |
 //!
-//! Modes: `fwd`; `fwd_sync` (W5: h is read back on every step); `train` (forward, mean squared error,
-//! backward, SGD update of all weights).
+//! Modes: `fwd`; `fwd_sync`, the same with h read back (W5: on every step); `train`: forward, mean squared error,
+//! backward, SGD update of all weights (W5: over the 256 steps as one sequence).
 
 use clap::{Parser, ValueEnum};
+use everloop::kernel::AdapterClass;
 use everloop::layers::{Lstm, LstmConfig, LstmState};
 use everloop::optimizer::SgdConfig;
 use everloop::run::Counters;
@@ -43,6 +44,12 @@ enum Mode {
     Train,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shaders {
+    Hardware,
+    Software,
+}
+
 /// Measures one workload on one device.
 #[derive(Parser)]
 struct Arguments {
@@ -64,6 +71,9 @@ struct Arguments {
     /// Seconds after which no further run starts.
     #[arg(long, default_value_t = 30.0)]
     budget: f64,
+    /// Use the shaders meant for a class of adapter, to compare them; by default those of the adapter's own.
+    #[arg(long)]
+    shaders: Option<Shaders>,
     /// Print the plan with every slot and its bytes, and stop.
     #[arg(long)]
     plan: bool,
@@ -116,18 +126,16 @@ fn main() -> ExitCode {
 fn measure(arguments: &Arguments) -> Result<()> {
     let mut workload = Workload::of(arguments.workload);
     workload.steps = arguments.steps.unwrap_or(workload.steps);
-    if workload.streaming && arguments.mode == Mode::Train || !workload.streaming && arguments.mode == Mode::FwdSync {
-        return Err(everloop::Error::Config {
-            what: "--mode".into(),
-            expected: "fwd or fwd_sync for W5, fwd or train for the others".into(),
-            found: format!("{:?} for {:?}", arguments.mode, arguments.workload),
-        });
-    }
-    let device = Device::parse(&arguments.device)?;
+    let mut device = Device::parse(&arguments.device)?;
+    device = match arguments.shaders {
+        None => device,
+        Some(Shaders::Hardware) => device.with_shaders_for(AdapterClass::Hardware),
+        Some(Shaders::Software) => device.with_shaders_for(AdapterClass::Software),
+    };
     let mut parameters = Parameters::new();
     let config = LstmConfig::new(workload.input, workload.hidden).with_layers(workload.layers);
     let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
-    let mut session = match workload.streaming {
+    let mut session = match workload.streaming && arguments.mode != Mode::Train {
         true => Session::streaming(&workload, &lstm, &parameters, &device, arguments)?,
         false => Session::sequence(&workload, &lstm, &parameters, &device, arguments)?,
     };

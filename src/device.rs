@@ -1,5 +1,6 @@
 //! The device a plan runs on: a GPU through wgpu, or the CPU.
 
+#[cfg(any(feature = "gpu", not(target_arch = "wasm32")))]
 use crate::error::{Error, Result};
 use crate::kernel::AdapterClass;
 use std::fmt;

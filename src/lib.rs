@@ -80,6 +80,9 @@ pub use plan::{Plan, Tensor};
 pub use recorder::Recorder;
 pub use rng::Rng;
 pub use run::Workspace;
+/// The wgpu that [`Device::from_wgpu`] speaks.
+#[cfg(feature = "gpu")]
+pub use wgpu;
 
 /// The documents of the repository, so that they are built and their links checked with the code.
 pub mod docs {

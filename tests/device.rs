@@ -166,6 +166,9 @@ fn what_does_not_fit_is_said_before_anything_is_allocated() {
 }
 
 #[cfg(feature = "gpu")]
+use everloop::wgpu;
+
+#[cfg(feature = "gpu")]
 fn own_wgpu_device() -> Option<(wgpu::Device, wgpu::Queue)> {
     gpu()?;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());

@@ -5,7 +5,7 @@ mod common;
 
 use common::Model;
 use everloop::layers::{self, DenseConfig, EmbeddingConfig, LstmConfig};
-use everloop::plan::{Kind, Storage};
+use everloop::plan::{Kind, Phase, Storage};
 use everloop::recorder::gradient_name;
 use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
 
@@ -19,21 +19,27 @@ fn check(
     prepare: impl Fn(&mut Workspace) -> Result<()>,
     samples: usize,
 ) -> Result<usize, String> {
-    check_without(None, plan, parameters, prepare, samples)
+    check_with(None, plan, parameters, prepare, samples)
 }
 
-/// The same with a step of the plan left out.
-fn check_without(
-    left_out: Option<usize>,
+/// What is done in place of a step of the plan.
+type Instead<'a> = &'a dyn Fn(&mut Workspace) -> Result<()>;
+/// A planted error: the step, and what is done in its place.
+type Plant<'a> = (usize, Instead<'a>);
+
+/// The same with an error planted in the backward pass.
+fn check_with(
+    plant: Option<Plant<'_>>,
     plan: &Plan,
     parameters: &Parameters,
     prepare: impl Fn(&mut Workspace) -> Result<()>,
     samples: usize,
 ) -> Result<usize, String> {
-    let run = |workspace: &mut Workspace| match left_out {
+    let run = |workspace: &mut Workspace| match plant {
         None => workspace.run(),
-        Some(step) => {
+        Some((step, instead)) => {
             workspace.run_steps(0..step)?;
+            instead(workspace)?;
             workspace.run_steps(step + 1..plan.steps().len())
         }
     };
@@ -175,13 +181,40 @@ fn tied_weights_slices_and_a_computed_initial_state() {
 }
 
 #[test]
-fn planted_errors_are_caught() {
+fn a_step_left_out_of_the_backward_pass_is_noticed() {
     let (parameters, plan) = residual_model().unwrap();
     check(&plan, &parameters, inputs, 6).unwrap();
-    // a step of the backward pass left out: each must be missed by some gradient
-    let backward = plan.steps().iter().enumerate().filter(|(_, s)| s.phase == everloop::plan::Phase::Backward);
-    for (index, step) in backward {
-        let seen = check_without(Some(index), &plan, &parameters, inputs, 6).is_err();
-        assert!(seen, "step {index} ({}) was left out and nobody noticed", step.operation.name());
+    for index in plan.phase(Phase::Backward) {
+        let nothing: Plant<'_> = (index, &|_| Ok(()));
+        let seen = check_with(Some(nothing), &plan, &parameters, inputs, 6).is_err();
+        assert!(seen, "step {index} ({}) was left out and nobody noticed", plan.steps()[index].operation.name());
+    }
+}
+
+#[test]
+fn errors_planted_in_the_recurrence_are_caught() {
+    let (parameters, plan) = residual_model().unwrap();
+    let step = plan.steps().iter().position(|s| s.operation.name() == "lstm_backward").unwrap();
+    let dgates = plan.tensor("second.0.dgates").unwrap();
+    // [T, B, 4H] = [4, 2, 24]
+    let spoil = |change: fn(&mut [f64])| {
+        let plan = &plan;
+        let dgates = &dgates;
+        move |workspace: &mut Workspace| -> Result<()> {
+            assert_eq!(plan.steps()[step].operation.name(), "lstm_backward");
+            workspace.run_steps(step..step + 1)?;
+            let mut values = workspace.read::<f64>(dgates)?;
+            change(&mut values);
+            workspace.write(dgates, &values)
+        }
+    };
+    let sign = spoil(|d| d.iter_mut().step_by(24).for_each(|d| *d = -*d));
+    let swapped = spoil(|d| d.chunks_exact_mut(24).for_each(|row| row[..12].rotate_left(6)));
+    let short = spoil(|d| d[..48].fill(0.0));
+    let clean = spoil(|_| {});
+    check_with(Some((step, &clean)), &plan, &parameters, inputs, 24).unwrap();
+    let plants: [(&str, Instead<'_>); 3] = [("sign", &sign), ("swapped gates", &swapped), ("loop one short", &short)];
+    for (name, plant) in plants {
+        assert!(check_with(Some((step, plant)), &plan, &parameters, inputs, 24).is_err(), "{name} was not seen");
     }
 }
