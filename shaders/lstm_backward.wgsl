@@ -26,8 +26,9 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
-var<workgroup> d_tile: array<f32, 520>; // [8 rows][64 + 1]
-var<workgroup> w_tile: array<f32, 512>; // [64][8 units]
+// four of the summed gates in the components
+var<workgroup> d_tile: array<vec4<f32>, 136>; // [8 rows][16 + 1]
+var<workgroup> w_tile: array<vec4<f32>, 136>; // [8 units][16 + 1]
 
 // Never the built-in tanh (NaN for large arguments on some drivers), never exp of an unclamped value.
 // clamp may swallow a NaN, so a NaN is handed through by its bits.
@@ -65,17 +66,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
         if (row < params.batch && k0 + e % 64u < gate_count) {
           d = dgates[(t_next * params.batch + row) * gate_count + k0 + e % 64u];
         }
-        d_tile[(e / 64u) * 65u + e % 64u] = d;
+        d_tile[(e / 64u) * 17u + e % 64u / 4u][e % 4u] = d;
         let unit = unit0 + e % 8u;
         var w = 0.0;
         if (unit < params.hidden && k0 + e / 8u < gate_count) {
           w = weight_hh[(k0 + e / 8u) * params.hidden + unit];
         }
-        w_tile[e] = w;
+        w_tile[(e % 8u) * 17u + e / 32u][e / 8u % 4u] = w;
       }
       workgroupBarrier();
-      for (var k = 0u; k < 64u; k++) {
-        sum = fma(d_tile[li.y * 65u + k], w_tile[k * 8u + li.x], sum);
+      for (var q = 0u; q < 16u; q++) {
+        sum += dot(d_tile[li.y * 17u + q], w_tile[li.x * 17u + q]);
       }
     }
   }

@@ -6,7 +6,7 @@
 //
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
-// Tile of 8 rows x 8 units, K in slices of 16 through workgroup memory; a thread owns the four gates of
+// Tile of 8 rows x 8 units, K in slices of 64 through workgroup memory; a thread owns the four gates of
 // one unit of one row. Any size; tails guarded. Grid: x over units, y over rows, 8 a workgroup each.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
@@ -27,8 +27,8 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
-var<workgroup> h_tile: array<f32, 128>;       // [8 rows][16]
-var<workgroup> w_tile: array<vec4<f32>, 136>; // [8 units][16 + 1], i f g o in the components
+var<workgroup> h_tile: array<vec4<f32>, 136>; // [8 rows][16 + 1], four of k in the components
+var<workgroup> w_tile: array<vec4<f32>, 520>; // [8 units][64 + 1], i f g o in the components
 
 // Never the built-in tanh (NaN for large arguments on some drivers), never exp of an unclamped value.
 // clamp may swallow a NaN, so a NaN is handed through by its bits.
@@ -56,28 +56,33 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   let row0 = wg.y * 8u;
   let unit0 = wg.x * 8u;
   var sums = vec4<f32>();
-  for (var k0 = 0u; k0 < params.hidden + wg.z; k0 += 16u) {
+  for (var k0 = 0u; k0 < params.hidden + wg.z; k0 += 64u) {
     workgroupBarrier();
-    for (var e = lane; e < 128u; e += 64u) {
-      let row = row0 + e / 16u;
-      let unit = unit0 + e / 16u;
-      let k = k0 + e % 16u;
+    for (var e = lane; e < 512u; e += 64u) {
+      let row = row0 + e / 64u;
+      let unit = unit0 + e / 64u;
+      let k = k0 + e % 64u;
       var x = 0.0;
       if (row < params.batch && k < params.hidden) {
         x = h[(before + row) * params.hidden + k];
       }
-      h_tile[e] = x;
+      h_tile[(e / 64u) * 17u + e % 64u / 4u][e % 4u] = x;
       var w = vec4<f32>();
       if (unit < params.hidden && k < params.hidden) {
         let gate = params.hidden * params.hidden;
         let at = unit * params.hidden + k;
         w = vec4<f32>(weight_hh[at], weight_hh[at + gate], weight_hh[at + 2u * gate], weight_hh[at + 3u * gate]);
       }
-      w_tile[(e / 16u) * 17u + e % 16u] = w;
+      w_tile[(e / 64u) * 65u + e % 64u] = w;
     }
     workgroupBarrier();
-    for (var k = 0u; k < 16u; k++) {
-      sums = fma(vec4<f32>(h_tile[li.y * 16u + k]), w_tile[li.x * 17u + k], sums);
+    for (var q = 0u; q < 16u; q++) {
+      let x = h_tile[li.y * 17u + q];
+      let w = li.x * 65u + 4u * q;
+      sums = fma(vec4<f32>(x.x), w_tile[w], sums);
+      sums = fma(vec4<f32>(x.y), w_tile[w + 1u], sums);
+      sums = fma(vec4<f32>(x.z), w_tile[w + 2u], sums);
+      sums = fma(vec4<f32>(x.w), w_tile[w + 3u], sums);
     }
   }
   let row = row0 + li.y;

@@ -19,7 +19,7 @@ type Plant = (&'static str, &'static str, &'static str);
 const FORWARD: [Plant; 5] = [
     ("sign", "+ s.x * g;", "- s.x * g;"),
     ("swapped gates", "let cell = s.y *", "let cell = s.w *"),
-    ("loop one short", "k < 16u; k++", "k < 15u; k++"),
+    ("loop one short", "q < 16u; q++", "q < 15u; q++"),
     ("unwritten output", "    h[(after + row) * params.hidden + unit] =", "    let unused ="),
     (
         "outside",
@@ -31,7 +31,7 @@ const FORWARD: [Plant; 5] = [
 const BACKWARD: [Plant; 5] = [
     ("sign", "dc[e] + dht * o", "dc[e] - dht * o"),
     ("swapped gates", "dgates[at] = dct * g * i", "dgates[at] = dct * f * i"),
-    ("loop one short", "k < 64u; k++", "k < 63u; k++"),
+    ("loop one short", "q < 16u; q++", "q < 15u; q++"),
     ("unwritten output", "    dc[e] = dct;\n", ""),
     (
         "outside",
@@ -87,7 +87,7 @@ macro_rules! planted {
 planted!(Forward, LstmForward, FORWARD);
 planted!(Backward, LstmBackward, BACKWARD);
 
-const SIZES: [usize; 3] = [3, 5, 37];
+const SIZES: [usize; 3] = [3, 5, 69];
 
 fn forward<K: Kernel>(kernel: K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
     let [t, b, h] = SIZES;

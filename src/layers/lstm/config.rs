@@ -1,12 +1,8 @@
 //! Sizes and options of an LSTM, and the names and shapes of its parameters.
 
-use super::stack::Lstm;
 use crate::error::{Error, Result};
-use crate::kernels::lstm_forward::GATES;
 use crate::layers::{check_size, path};
-use crate::parameters::Parameters;
 use crate::plan::Direction;
-use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 /// Where the two directions of a bidirectional stack meet.
@@ -112,35 +108,6 @@ impl LstmConfig {
             (_, Some(Join::Layers)) => 2 * self.hidden_sizes[layer - 1],
             _ => self.hidden_sizes[layer - 1],
         }
-    }
-
-    /// Declares the parameters under PyTorch's names, `name.weight_ih_l0` and so on, uniform in
-    /// +-1/sqrt(H) as in PyTorch.
-    ///
-    /// | parameter | shape |
-    /// |---|---|
-    /// | `weight_ih_l{k}[_reverse]` | `[4H, I]`, rows i, f, g, o |
-    /// | `weight_hh_l{k}[_reverse]` | `[4H, H]` |
-    /// | `bias_ih_l{k}[_reverse]`, `bias_hh_l{k}[_reverse]` | `[4H]` |
-    pub fn declare(&self, parameters: &mut Parameters, name: &str, rng: &mut Rng) -> Result<Lstm> {
-        self.validate()?;
-        for (layer, hidden) in self.hidden_sizes.iter().copied().enumerate() {
-            let bound = 1.0 / (hidden as f64).sqrt();
-            for direction in self.directions() {
-                let names = ParameterNames::new(name, layer, *direction);
-                for (name, shape) in [
-                    (names.weight_ih, vec![GATES * hidden, self.layer_input_size(layer)]),
-                    (names.weight_hh, vec![GATES * hidden, hidden]),
-                    (names.bias_ih, vec![GATES * hidden]),
-                    (names.bias_hh, vec![GATES * hidden]),
-                ] {
-                    if self.bias || shape.len() == 2 {
-                        parameters.declare(name, &shape, rng.vector(shape.iter().product(), bound))?;
-                    }
-                }
-            }
-        }
-        Ok(Lstm { config: self.clone(), name: name.to_string() })
     }
 }
 

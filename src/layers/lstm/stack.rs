@@ -1,11 +1,14 @@
 //! Stacks of LSTM layers in one or two directions.
 
-use super::config::{Join, LstmConfig};
+use super::config::{Join, LstmConfig, ParameterNames};
 use super::layer::{self, LstmState};
 use crate::error::{Error, Result};
+use crate::kernels::lstm_forward::GATES;
 use crate::layers::ops::concatenate;
+use crate::parameters::Parameters;
 use crate::plan::{Direction, Tensor};
 use crate::recorder::Recorder;
+use crate::rng::Rng;
 
 /// A declared LSTM: layers, directions, and how they are joined.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +26,37 @@ pub struct LstmOutput {
     pub output: Tensor,
     /// Final state of each layer and direction, in PyTorch's order: layer by layer, forward before reverse.
     pub state: Vec<LstmState>,
+}
+
+impl LstmConfig {
+    /// Declares the parameters under PyTorch's names, `name.weight_ih_l0` and so on, uniform in
+    /// +-1/sqrt(H) as in PyTorch.
+    ///
+    /// | parameter | shape |
+    /// |---|---|
+    /// | `weight_ih_l{k}[_reverse]` | `[4H, I]`, rows i, f, g, o |
+    /// | `weight_hh_l{k}[_reverse]` | `[4H, H]` |
+    /// | `bias_ih_l{k}[_reverse]`, `bias_hh_l{k}[_reverse]` | `[4H]` |
+    pub fn declare(&self, parameters: &mut Parameters, name: &str, rng: &mut Rng) -> Result<Lstm> {
+        self.validate()?;
+        for (layer, hidden) in self.hidden_sizes.iter().copied().enumerate() {
+            let bound = 1.0 / (hidden as f64).sqrt();
+            for direction in self.directions() {
+                let names = ParameterNames::new(name, layer, *direction);
+                for (name, shape) in [
+                    (names.weight_ih, vec![GATES * hidden, self.layer_input_size(layer)]),
+                    (names.weight_hh, vec![GATES * hidden, hidden]),
+                    (names.bias_ih, vec![GATES * hidden]),
+                    (names.bias_hh, vec![GATES * hidden]),
+                ] {
+                    if self.bias || shape.len() == 2 {
+                        parameters.declare(name, &shape, rng.vector(shape.iter().product(), bound))?;
+                    }
+                }
+            }
+        }
+        Ok(Lstm { config: self.clone(), name: name.to_string() })
+    }
 }
 
 impl Lstm {
