@@ -1,48 +1,18 @@
-//! One measurement as one JSON line: a workload, a mode, a device.
+//! One measurement as one JSON line: a workload, a mode, a device. Workloads and modes: `workloads/mod.rs`.
 //!
 //! ```text
 //! cargo run --release --example throughput -- --workload W2 --mode train --device cpu --json
 //! ```
-//!
-//! | workload | batch | steps | input | hidden | layers |
-//! |---|--:|--:|--:|--:|--:|
-//! | W1 | 1 | 64 | 64 | 64 | 1 |
-//! | W2 | 32 | 64 | 128 | 256 | 2 |
-//! | W3 | 64 | 128 | 512 | 512 | 1 |
-//! | W4 | 64 | 64 | 1024 | 1024 | 2 |
-//! | W5 | 1 | 256 single steps with carried state, time per step | 256 | 256 | 1 |
-//! | W6 | 8 | 1024 | 128 | 128 | 1 |
-//!
-//! Modes: `fwd`; `fwd_sync`, the same with h read back (W5: on every step); `train`: forward, mean squared error,
-//! backward, SGD update of all weights (W5: over the 256 steps as one sequence).
+
+mod workloads;
 
 use clap::{Parser, ValueEnum};
 use everloop::kernel::AdapterClass;
-use everloop::layers::{Lstm, LstmConfig, LstmState};
-use everloop::optimizer::SgdConfig;
 use everloop::run::Counters;
-use everloop::{Device, Parameters, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Result};
 use std::process::ExitCode;
 use std::time::Instant;
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[value(rename_all = "UPPER")]
-enum Name {
-    W1,
-    W2,
-    W3,
-    W4,
-    W5,
-    W6,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Mode {
-    Fwd,
-    FwdSync,
-    Train,
-}
+use workloads::{Mode, WORKLOADS, Workload};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Shaders {
@@ -50,12 +20,17 @@ enum Shaders {
     Software,
 }
 
+fn workload(text: &str) -> std::result::Result<Workload, String> {
+    let found = WORKLOADS.into_iter().find(|w| w.name.eq_ignore_ascii_case(text));
+    found.ok_or_else(|| format!("expected one of {}", WORKLOADS.map(|w| w.name).join(", ")))
+}
+
 /// Measures one workload on one device.
 #[derive(Parser)]
 struct Arguments {
-    /// Workload, see the table in the source.
-    #[arg(long, ignore_case = true)]
-    workload: Name,
+    /// W1 to W6.
+    #[arg(long, value_parser = workload)]
+    workload: Workload,
     /// What to time.
     #[arg(long)]
     mode: Mode,
@@ -82,37 +57,6 @@ struct Arguments {
     steps: Option<usize>,
 }
 
-#[derive(Clone, Copy)]
-struct Workload {
-    batch: usize,
-    steps: usize,
-    input: usize,
-    hidden: usize,
-    layers: usize,
-    streaming: bool,
-}
-
-impl Workload {
-    fn of(name: Name) -> Self {
-        let [batch, steps, input, hidden, layers] = match name {
-            Name::W1 => [1, 64, 64, 64, 1],
-            Name::W2 => [32, 64, 128, 256, 2],
-            Name::W3 => [64, 128, 512, 512, 1],
-            Name::W4 => [64, 64, 1024, 1024, 2],
-            Name::W5 => [1, 256, 256, 256, 1],
-            Name::W6 => [8, 1024, 128, 128, 1],
-        };
-        Workload { batch, steps, input, hidden, layers, streaming: matches!(name, Name::W5) }
-    }
-
-    /// Multiply-adds of one forward pass, counted twice.
-    fn forward_flops(&self) -> f64 {
-        let layer =
-            |l: usize| 8.0 * self.hidden as f64 * (if l == 0 { self.input } else { self.hidden } + self.hidden) as f64;
-        (0..self.layers).map(layer).sum::<f64>() * (self.batch * self.steps) as f64
-    }
-}
-
 fn main() -> ExitCode {
     match measure(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    let mut workload = Workload::of(arguments.workload);
+    let mut workload = arguments.workload;
     workload.steps = arguments.steps.unwrap_or(workload.steps);
     let mut device = Device::parse(&arguments.device)?;
     device = match arguments.shaders {
@@ -132,14 +76,12 @@ fn measure(arguments: &Arguments) -> Result<()> {
         Some(Shaders::Hardware) => device.with_shaders_for(AdapterClass::Hardware),
         Some(Shaders::Software) => device.with_shaders_for(AdapterClass::Software),
     };
-    let mut parameters = Parameters::new();
-    let config = LstmConfig::new(workload.input, workload.hidden).with_layers(workload.layers);
-    let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
-    let mut session = match workload.streaming && arguments.mode != Mode::Train {
-        true => Session::streaming(&workload, &lstm, &parameters, &device, arguments)?,
-        false => Session::sequence(&workload, &lstm, &parameters, &device, arguments)?,
-    };
-    let Some(session) = &mut session else { return Ok(()) };
+    let recorded = workload.record(arguments.mode)?;
+    if arguments.plan {
+        print!("{}", recorded.plan);
+        return Ok(());
+    }
+    let mut session = recorded.open(&device)?;
 
     let started = Instant::now();
     for _ in 0..3 {
@@ -157,7 +99,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         session.call(arguments.mode)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    let calls = (seconds.len() * session.runs) as u64;
+    let calls = (seconds.len() * session.inputs.len()) as u64;
     let spent = session.workspace.counters() - warm;
     if let Some(loss) = &session.loss {
         session.workspace.scalar(loss)?;
@@ -181,7 +123,7 @@ fn report(arguments: &Arguments, workload: &Workload, device: &Device, seconds: 
         "system": "everloop",
         "version": env!("CARGO_PKG_VERSION"),
         "backend": if device.is_gpu() { "wgpu" } else { "cpu" },
-        "workload": format!("{:?}", arguments.workload),
+        "workload": workload.name,
         "mode": mode,
         "ms_median": median * 1e3,
         "ms_min": least * 1e3,
@@ -201,8 +143,8 @@ fn report(arguments: &Arguments, workload: &Workload, device: &Device, seconds: 
     } else {
         println!("{device}");
         println!(
-            "{:?} {mode}: {:.4} ms (least {:.4}, n {}), {:.2} GFLOP/s",
-            arguments.workload,
+            "{} {mode}: {:.4} ms (least {:.4}, n {}), {:.2} GFLOP/s",
+            workload.name,
             median * 1e3,
             least * 1e3,
             seconds.len(),
@@ -219,97 +161,4 @@ fn peak_rss_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
-}
-
-/// A plan in its workspace, and what one timed call does with it.
-struct Session {
-    workspace: Workspace,
-    /// Runs of the plan in a call.
-    runs: usize,
-    loss: Option<Tensor>,
-    /// Input of each run, for streaming.
-    inputs: Vec<Vec<f32>>,
-    x: Tensor,
-    h: Tensor,
-}
-
-impl Session {
-    fn sequence(
-        workload: &Workload,
-        lstm: &Lstm,
-        parameters: &Parameters,
-        device: &Device,
-        arguments: &Arguments,
-    ) -> Result<Option<Session>> {
-        let mut rec = Recorder::new(parameters);
-        let x = rec.input("x", &[workload.steps, workload.batch, workload.input])?;
-        let output = lstm.record(&mut rec, &x, None)?.output;
-        let mut target = None;
-        let mut loss = None;
-        if arguments.mode == Mode::Train {
-            let wanted = rec.input("target", output.shape())?;
-            let made = loss::mean_squared_error(&mut rec, "loss", &output, &wanted)?;
-            rec.backward(&made)?;
-            SgdConfig::new(0.01).record(&mut rec)?;
-            (target, loss) = (Some(wanted), Some(made));
-        }
-        let plan = rec.finish();
-        if arguments.plan {
-            print!("{plan}");
-            return Ok(None);
-        }
-        let mut workspace = Workspace::new(device, plan, parameters)?;
-        workspace.write(&x, &Rng::new(7).vector(x.len(), 1.0))?;
-        if let Some(target) = &target {
-            workspace.write(target, &Rng::new(9).vector(target.len(), 1.0))?;
-        }
-        Ok(Some(Session { workspace, runs: 1, loss, inputs: vec![Vec::new()], x, h: output }))
-    }
-
-    fn streaming(
-        workload: &Workload,
-        lstm: &Lstm,
-        parameters: &Parameters,
-        device: &Device,
-        arguments: &Arguments,
-    ) -> Result<Option<Session>> {
-        let mut rec = Recorder::new(parameters);
-        let x = rec.input("x", &[1, workload.batch, workload.input])?;
-        let state = |rec: &mut Recorder<'_>, name: &str| rec.input(name, &[workload.batch, workload.hidden]);
-        let carried = LstmState { h: state(&mut rec, "carried.h")?, c: state(&mut rec, "carried.c")? };
-        let out = lstm.record(&mut rec, &x, Some(std::slice::from_ref(&carried)))?;
-        let last = &out.state[0];
-        for (from, to) in [(&last.h, &carried.h), (&last.c, &carried.c)] {
-            everloop::kernels::copy_columns::record(&mut rec, (from, 0), (to, 0), workload.hidden, false)?;
-        }
-        let plan = rec.finish();
-        if arguments.plan {
-            print!("{plan}");
-            return Ok(None);
-        }
-        let workspace = Workspace::new(device, plan, parameters)?;
-        let inputs = |t: usize| {
-            (0..x.len())
-                .map({
-                    let mut rng = Rng::new(t as u64);
-                    move |_| rng.symmetric(1.0) as f32
-                })
-                .collect()
-        };
-        let inputs = (0..workload.steps).map(inputs).collect();
-        Ok(Some(Session { workspace, runs: workload.steps, loss: None, inputs, x, h: out.output }))
-    }
-
-    fn call(&mut self, mode: Mode) -> Result<()> {
-        for input in &self.inputs {
-            if !input.is_empty() {
-                self.workspace.write(&self.x, input)?;
-            }
-            self.workspace.run()?;
-            if mode == Mode::FwdSync {
-                std::hint::black_box(self.workspace.read::<f32>(&self.h)?);
-            }
-        }
-        self.workspace.finish()
-    }
 }
