@@ -89,7 +89,9 @@ fn size(text: &str) -> std::result::Result<usize, String> {
 }
 
 fn positive(text: &str) -> std::result::Result<f64, String> {
-    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or("expected a finite number above 0".into())
+    // as f32, in which the device has it
+    let fits = |x: &f64| (*x as f32).is_finite() && *x as f32 > 0.0;
+    text.parse().ok().filter(fits).ok_or("expected a finite number above 0 (in f32)".into())
 }
 
 fn not_negative(text: &str) -> std::result::Result<f64, String> {
@@ -119,7 +121,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         true => story.own_cues(),
         false => arguments.cue.iter().map(|cue| story.cue(cue)).collect::<Result<_>>()?,
     };
-    if arguments.metrics.is_some() && arguments.metrics == arguments.text {
+    // the same file under any of its names
+    let real = |path: &Option<PathBuf>| path.as_ref().and_then(|path| path.canonicalize().ok());
+    if real(&arguments.metrics).is_some_and(|metrics| Some(metrics) == real(&arguments.text)) {
         return Err("creating the metrics file: expected a file of its own, found the text".into());
     }
     let device = Device::parse(&arguments.device)?;

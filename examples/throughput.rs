@@ -25,6 +25,14 @@ fn workload(text: &str) -> std::result::Result<Workload, String> {
     found.ok_or_else(|| format!("expected one of {}", WORKLOADS.map(|w| w.name).join(", ")))
 }
 
+fn count(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number of at least 1".into())
+}
+
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0).ok_or("expected a number of seconds".into())
+}
+
 /// Measures one workload on one device.
 #[derive(Parser)]
 struct Arguments {
@@ -41,10 +49,10 @@ struct Arguments {
     #[arg(long)]
     json: bool,
     /// Runs to take the median of.
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, default_value_t = 9, value_parser = count)]
     n: usize,
     /// Seconds after which no further run starts.
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
     budget: f64,
     /// Use the shaders meant for a class of adapter, to compare them; by default those of the adapter's own.
     #[arg(long)]
@@ -53,7 +61,7 @@ struct Arguments {
     #[arg(long)]
     plan: bool,
     /// Steps in place of the workload's own.
-    #[arg(long)]
+    #[arg(long, value_parser = count)]
     steps: Option<usize>,
 }
 
@@ -92,9 +100,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     let (warm, started) = (session.workspace.counters(), Instant::now());
     let mut seconds = Vec::new();
-    while seconds.len() < arguments.n.max(1)
-        && (seconds.is_empty() || started.elapsed().as_secs_f64() < arguments.budget)
-    {
+    while seconds.len() < arguments.n && (seconds.is_empty() || started.elapsed().as_secs_f64() < arguments.budget) {
         let start = Instant::now();
         session.call(arguments.mode)?;
         seconds.push(start.elapsed().as_secs_f64());
@@ -109,11 +115,12 @@ fn measure(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn per_call(spent: Counters, calls: u64) -> [f64; 4] {
-    [spent.dispatches, spent.submits, spent.read_backs, spent.bytes_allocated].map(|count| count as f64 / calls as f64)
+/// What each run did; every one does the same.
+fn per_call(spent: Counters, calls: u64) -> [u64; 4] {
+    [spent.dispatches, spent.submits, spent.read_backs, spent.bytes_allocated].map(|count| count / calls)
 }
 
-fn report(arguments: &Arguments, workload: &Workload, device: &Device, seconds: &[f64], counts: [f64; 4]) {
+fn report(arguments: &Arguments, workload: &Workload, device: &Device, seconds: &[f64], counts: [u64; 4]) {
     let steps = if workload.streaming { workload.steps as f64 } else { 1.0 };
     let (median, least) = (seconds[seconds.len() / 2] / steps, seconds[0] / steps);
     let flops = workload.forward_flops() / steps * if arguments.mode == Mode::Train { 3.0 } else { 1.0 };

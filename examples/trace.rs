@@ -190,7 +190,7 @@ impl Example {
         let ids = rec.tokens("words", &[WINDOW, 1], words)?;
         let target = rec.targets("target", &[1], words)?;
         let x = one_hot(&mut rec, "x", &ids, words)?;
-        rec.want_gradient(&x);
+        rec.want_gradient(&x)?;
         let output = lstm.record(&mut rec, &x, None)?.output;
         let logits = dense.record(&mut rec, &output.row(WINDOW - 1)?)?;
         let loss = softmax_cross_entropy(&mut rec, "loss", &logits, &target)?;

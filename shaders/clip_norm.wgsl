@@ -6,6 +6,7 @@
 struct Params {
   len: u32,
   max_norm: f32,
+  max_norm_rest: f32,
 }
 
 @group(0) @binding(0) var<storage, read> norm: array<f32>;            // [1]

@@ -7,7 +7,7 @@
 // repeat.x = n, steps counted from the last one back; n = T only adds the recurrent part to dh of the initial state.
 //
 // Tile of 8 rows x 8 units, the 4H summed gates in slices of 64 through workgroup memory; a thread owns one
-// unit of one row. Any size; tails guarded. Grid: x over units, y over rows, 8 a workgroup each.
+// unit of one row. Any size; tails guarded. Grid: tiles of units, then of rows, folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
@@ -45,7 +45,9 @@ fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
 }
 
 @compute @workgroup_size(8, 8)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = wg.y * wgs.x + wg.x;
+  let tiles = (params.hidden + 7u) / 8u;
   // n-th step from the end; at n = T the "state after" is the initial state
   let n = repeat.x + wg.z;
   let reverse = params.reverse > 0u;
@@ -54,8 +56,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: 
   let t = select(params.steps - n - 1u, n, reverse);
   let t_next = select(params.steps - n, n - 1u, reverse);
   let gate_count = 4u * params.hidden + wg.z;
-  let row0 = wg.y * 8u;
-  let unit0 = wg.x * 8u;
+  let row0 = tile / tiles * 8u;
+  let unit0 = tile % tiles * 8u;
   var sum = 0.0;
   if (n > 0u) {
     for (var k0 = 0u; k0 < gate_count; k0 += 64u) {

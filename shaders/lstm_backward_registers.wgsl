@@ -7,7 +7,7 @@
 // repeat.x = n, steps counted from the last one back; n = T only adds the recurrent part to dh of the initial state.
 //
 // 8 rows x 8 units a thread in registers, no workgroup memory: the fastest shape where barriers are dear.
-// Needs H to be a multiple of 4. Grid: x over units (64 a workgroup), y over rows (8).
+// Needs H to be a multiple of 4. Grid: tiles of units (64), then of rows (8), folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
@@ -77,15 +77,17 @@ fn finish(n: u32, t: u32, before: u32, after: u32, row: u32, j: u32, sum: vec4<f
 }
 
 @compute @workgroup_size(8)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
+  let tile = wg.y * wgs.x + wg.x;
+  let tiles = (params.hidden + 63u) / 64u;
   let n = repeat.x + wg.z;
   let reverse = params.reverse > 0u;
   let after = select(params.steps - n, n, reverse) * params.batch;
   let before = select(params.steps - n - 1u, n + 1u, reverse) * params.batch;
   let t = select(params.steps - n - 1u, n, reverse);
   let t_next = select(params.steps - n, n - 1u, reverse);
-  let row = wg.y * 8u;
-  let j = wg.x * 16u + li.x;
+  let row = tile / tiles * 8u;
+  let j = tile % tiles * 16u + li.x;
   let last = params.hidden / 4u - 1u;
   let last_row = params.batch - 1u;
   let j0 = min(j, last);

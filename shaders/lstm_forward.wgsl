@@ -7,7 +7,7 @@
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
 // Tile of 8 rows x 8 units, K in slices of 64 through workgroup memory; a thread owns the four gates of
-// one unit of one row. Any size; tails guarded. Grid: x over units, y over rows, 8 a workgroup each.
+// one unit of one row. Any size; tails guarded. Grid: tiles of units, then of rows, folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
@@ -17,6 +17,7 @@ struct Params {
   reverse: u32,
   has_bias: u32,
   forget_bias: f32,
+  forget_bias_rest: f32,
 }
 
 @group(0) @binding(0) var<storage, read> weight_hh: array<f32>;   // [4H, H]
@@ -49,12 +50,14 @@ fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
 }
 
 @compute @workgroup_size(8, 8)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = wg.y * wgs.x + wg.x;
+  let tiles = (params.hidden + 7u) / 8u;
   let t = select(repeat.x, params.steps - 1u - repeat.x, params.reverse > 0u);
   let before = select(t, t + 1u, params.reverse > 0u) * params.batch;
   let after = select(t + 1u, t, params.reverse > 0u) * params.batch;
-  let row0 = wg.y * 8u;
-  let unit0 = wg.x * 8u;
+  let row0 = tile / tiles * 8u;
+  let unit0 = tile % tiles * 8u;
   var sums = vec4<f32>();
   for (var k0 = 0u; k0 < params.hidden + wg.z; k0 += 64u) {
     workgroupBarrier();

@@ -7,7 +7,7 @@
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
 // 8 rows x 4 units x 4 gates a thread in registers, no workgroup memory: the fastest shape where barriers
-// are dear. Needs H to be a multiple of 4. Grid: x over units (32 a workgroup), y over rows (8).
+// are dear. Needs H to be a multiple of 4. Grid: tiles of units (32), then of rows (8), folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
@@ -17,6 +17,7 @@ struct Params {
   reverse: u32,
   has_bias: u32,
   forget_bias: f32,
+  forget_bias_rest: f32,
 }
 
 @group(0) @binding(0) var<storage, read> weight_hh: array<vec4<f32>>;   // [4H, H]
@@ -85,12 +86,14 @@ fn finish(t: u32, before: u32, after: u32, row: u32, unit: u32, sums: mat4x4<f32
 }
 
 @compute @workgroup_size(8)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
+  let tile = wg.y * wgs.x + wg.x;
+  let tiles = (params.hidden + 31u) / 32u;
   let t = select(repeat.x, params.steps - 1u - repeat.x, params.reverse > 0u);
   let before = select(t, t + 1u, params.reverse > 0u) * params.batch;
   let after = select(t + 1u, t, params.reverse > 0u) * params.batch;
-  let row = wg.y * 8u;
-  let unit = (wg.x * 8u + li.x) * 4u;
+  let row = tile / tiles * 8u;
+  let unit = (tile % tiles * 8u + li.x) * 4u;
   let base_unit = min(unit, params.hidden - 4u);
   let stride = params.hidden / 4u;
   let last = params.batch - 1u;

@@ -2,7 +2,7 @@
 //
 // a and b are read through row and column strides, so all four transpositions are one kernel.
 // Tile of 64 x 64 in workgroup memory, 16 deep; 4 x 4 outputs a thread; tails guarded.
-// Grid: x over n, y over m; repeat.x = chunk of k.
+// Grid: tiles of n, then of m, folded into x and y; repeat.x = chunk of k.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
@@ -54,9 +54,11 @@ fn store_row(m: u32, n: u32, sums: vec4<f32>) {
 }
 
 @compute @workgroup_size(16, 16)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let m0 = wg.y * 64u;
-  let n0 = wg.x * 64u;
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = wg.y * wgs.x + wg.x;
+  let tiles = (params.n + 63u) / 64u;
+  let m0 = tile / tiles * 64u;
+  let n0 = tile % tiles * 64u;
   let k_end = min(params.k, (repeat.x + 1u) * CHUNK) + wg.z;
   var c0 = vec4<f32>();
   var c1 = vec4<f32>();

@@ -2,7 +2,7 @@
 //
 // 8 x 16 outputs a thread in registers, no workgroup memory: the fastest shape where barriers are dear.
 // Needs k, n and all offsets to be multiples of 4, and m too where a is transposed.
-// Grid: x over n (128 a workgroup), y over m (8 a workgroup); repeat.x = chunk of k.
+// Grid: tiles of n (128 a workgroup), then of m (8), folded into x and y; repeat.x = chunk of k.
 //
 // Thread x of a workgroup owns the columns 4 * (x + 8 j) .. + 4 for j in 0..4, so that neighbours read side by side.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
@@ -93,9 +93,11 @@ fn store_row(m: u32, n: u32, sums: mat4x4<f32>) {
 }
 
 @compute @workgroup_size(8)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
-  let m = wg.y * 8u;
-  let n = wg.x * 128u + li.x * 4u;
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>) {
+  let tile = wg.y * wgs.x + wg.x;
+  let tiles = (params.n + 127u) / 128u;
+  let m = tile / tiles * 8u;
+  let n = tile % tiles * 128u + li.x * 4u;
   var c0 = mat4x4<f32>();
   var c1 = mat4x4<f32>();
   var c2 = mat4x4<f32>();

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernel::{Access, AdapterClass, Binding, Dispatch};
+use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -28,6 +29,12 @@ pub(crate) struct Gpu {
     deadline: Mutex<Duration>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     uniforms: wgpu::BindGroupLayout,
+}
+
+/// Work under way on the device.
+pub(crate) struct Submission {
+    index: wgpu::SubmissionIndex,
+    done: OneshotReceiver<()>,
 }
 
 /// A compute pipeline with the layout of its storage bindings.
@@ -194,9 +201,11 @@ impl Gpu {
             self.device.push_error_scope(wgpu::ErrorFilter::Validation),
         ];
         let made = create();
+        // popped before anything is awaited: a scope must not be held across an await
+        let errors: Vec<_> = scopes.into_iter().rev().map(|scope| scope.pop()).collect();
         let mut first = None;
-        for scope in scopes.into_iter().rev() {
-            let error = scope.pop().await;
+        for error in errors {
+            let error = error.await;
             first = first.or(error);
         }
         self.check(doing)?;
@@ -260,8 +269,26 @@ impl Gpu {
         Ok(made)
     }
 
-    /// Waits until a submission is done. In a browser the wait is the caller's `await`.
-    pub fn wait(&self, submission: wgpu::SubmissionIndex, doing: &str) -> Result<()> {
+    /// Submits, and leaves word for when it is done.
+    pub fn submit(&self, commands: wgpu::CommandBuffer) -> Submission {
+        let index = self.queue.submit([commands]);
+        let (sender, done) = oneshot_channel();
+        self.queue.on_submitted_work_done(move || {
+            let _ = sender.send(());
+        });
+        Submission { index, done }
+    }
+
+    /// Waits until a submission is done: with a deadline, or in a browser, which cannot be polled, by its word.
+    pub async fn wait(&self, submission: Submission, doing: &str) -> Result<()> {
+        self.poll(submission.index, doing)?;
+        if cfg!(target_arch = "wasm32") {
+            submission.done.receive().await;
+        }
+        self.check(doing)
+    }
+
+    fn poll(&self, submission: wgpu::SubmissionIndex, doing: &str) -> Result<()> {
         let timeout = *lock(&self.deadline);
         let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(timeout) };
         let answer = self.device.poll(poll);
@@ -276,13 +303,14 @@ impl Gpu {
     }
 
     /// Waits for a buffer of which `bytes` were copied into, and hands them out.
-    pub async fn map(&self, buffer: &wgpu::Buffer, bytes: u64, submission: wgpu::SubmissionIndex) -> Result<Vec<u8>> {
+    pub async fn map(&self, buffer: &wgpu::Buffer, bytes: u64, submission: Submission) -> Result<Vec<u8>> {
         let doing = "reading back from the device";
-        let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
+        let (sender, receiver) = oneshot_channel();
         buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
             let _ = sender.send(result);
         });
-        self.wait(submission, doing)?;
+        // the callback comes with the poll, so that the deadline of the poll is also that of the receiver
+        self.poll(submission.index, doing)?;
         let lost = |message: String| Error::Gpu { doing: doing.to_string(), message };
         match receiver.receive().await {
             Some(Ok(())) => {}

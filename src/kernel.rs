@@ -140,6 +140,10 @@ pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
         1
     }
 
+    /// How many elements each slot must have at least, in binding order, so that nothing outside is read or
+    /// written; checked when a step is recorded. `None` for parameters that make no sense, such as a size of zero.
+    fn needs(&self) -> Option<Vec<u128>>;
+
     /// What it writes of its output, for a kernel with one output that may write a part of it; `None`: everything.
     fn extent(&self) -> Option<Extent> {
         None
@@ -167,6 +171,8 @@ pub trait Operation: Debug + Send + Sync {
     fn bytes(&self) -> &[u8];
     /// Name and value of each parameter.
     fn fields(&self) -> Vec<(&'static str, f64)>;
+    /// See [`Kernel::needs`].
+    fn needs(&self) -> Option<Vec<u128>>;
     /// See [`Kernel::extent`].
     fn extent(&self) -> Option<Extent>;
     /// See [`Kernel::flops`].
@@ -198,6 +204,9 @@ impl<K: Kernel> Operation for K {
             false => word as f64,
         };
         K::FIELDS.iter().zip(words).map(|(name, word)| (*name, value(name, word))).collect()
+    }
+    fn needs(&self) -> Option<Vec<u128>> {
+        Kernel::needs(self)
     }
     fn extent(&self) -> Option<Extent> {
         Kernel::extent(self)
@@ -257,6 +266,17 @@ macro_rules! one_shader {
     };
 }
 pub(crate) use one_shader;
+
+/// The product of sizes, or `None` if one of them is zero: a building block of [`Kernel::needs`].
+pub(crate) fn sized(sizes: &[u32]) -> Option<u128> {
+    sizes.iter().try_fold(1, |product, size| (*size > 0).then_some(product * *size as u128))
+}
+
+/// A value as the sum of two f32, so that the f64 executor loses nothing of a constant.
+pub(crate) fn split(value: f64) -> (f32, f32) {
+    let high = value as f32;
+    (high, (value - high as f64) as f32)
+}
 
 /// A grid of `workgroups` workgroups folded into two dimensions of at most 65,535.
 pub(crate) fn fold(workgroups: u64) -> [u32; 3] {

@@ -1,4 +1,4 @@
-//! The update of all parameters: norm, clipping and descent are one dispatch each over the whole block.
+//! The update of all parameters: norm, clipping and descent are passes over the whole block.
 
 use crate::error::{Error, Result};
 use crate::kernels::{clip_norm, sgd, sum, sum_squares};
@@ -43,12 +43,14 @@ impl SgdConfig {
 
     /// Errors: a negative or non-finite learning rate, a clip norm that is not positive and finite.
     pub fn validate(&self) -> Result<()> {
-        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
-            return Err(Error::config("learning_rate", "a finite number of at least 0", self.learning_rate));
+        if !((self.learning_rate as f32).is_finite() && self.learning_rate >= 0.0) {
+            let wanted = "a finite number of at least 0 (in f32)";
+            return Err(Error::config("learning_rate", wanted, self.learning_rate));
         }
         match self.clip_norm {
-            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
-                Err(Error::config("clip_norm", "a finite number above 0", norm))
+            // as f32, in which a GPU has it
+            Some(norm) if !((norm as f32).is_finite() && norm as f32 > 0.0) => {
+                Err(Error::config("clip_norm", "a finite number above 0 (in f32)", norm))
             }
             _ => Ok(()),
         }

@@ -1,7 +1,8 @@
-//! Parameters by name: all values in one flat block, so that norm, clip and optimizer are one dispatch each.
+//! Parameters by name: all values in one flat block, so that norm, clip and optimizer are passes over it.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 /// Every tensor starts on a multiple of this many floats: 256 bytes, the storage offset alignment that
@@ -94,6 +95,15 @@ impl Parameters {
     /// The number of parameters, padding not counted.
     pub fn count(&self) -> usize {
         self.entries.iter().map(|e| e.range.len()).sum()
+    }
+
+    /// Tells blocks of different names, shapes or places apart.
+    pub(crate) fn layout(&self) -> u64 {
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        for entry in &self.entries {
+            (&entry.name, &entry.shape, entry.range.start).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The whole block with its padding, for upload.

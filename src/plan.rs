@@ -143,8 +143,8 @@ impl Tensor {
     /// Entries `start..start + count` of the leading axis.
     pub fn narrow(&self, start: usize, count: usize) -> Result<Tensor> {
         let lead = self.shape.first().copied().unwrap_or(0);
-        if count == 0 || start + count > lead {
-            let wanted = format!("at least {} entries on the leading axis", start + count.max(1));
+        if count == 0 || start.checked_add(count).is_none_or(|end| end > lead) {
+            let wanted = format!("{count} entries (at least one) from {start} on the leading axis");
             return Err(Error::shape("taking rows", wanted, &self.shape));
         }
         let mut shape = self.shape.clone();
@@ -272,6 +272,8 @@ pub struct Plan {
     pub(crate) cells: Vec<Cell>,
     pub(crate) block_len: usize,
     pub(crate) trains: bool,
+    /// [`Parameters::layout`](crate::Parameters) of the block it was recorded over.
+    pub(crate) layout: u64,
     /// Values that inputs have in a new workspace.
     pub(crate) initial: Vec<(Tensor, Vec<f64>)>,
 }
@@ -354,9 +356,12 @@ impl fmt::Display for Plan {
         }
         for (index, step) in self.steps.iter().enumerate() {
             write!(f, "{index:>3} {:<8} {}", format!("{:?}", step.phase).to_lowercase(), step.operation.name())?;
+            let unbiased = step.operation.fields().contains(&("has_bias", 0.0));
             for (binding, id) in step.operation.bindings().iter().zip(&step.operands) {
                 let arrow = if binding.access == Access::Write { "->" } else { "=" };
-                write!(f, " {}{arrow}{}", binding.name, self.slot(*id).name)?;
+                // a binding needs some slot even where it is not read
+                let absent = unbiased && binding.name.starts_with("bias");
+                write!(f, " {}{arrow}{}", binding.name, if absent { "none" } else { &self.slot(*id).name })?;
             }
             for (name, value) in step.operation.fields().iter().filter(|(_, v)| *v != 0.0) {
                 write!(f, " {name}:{value}")?;

@@ -19,6 +19,7 @@ pub struct Recorder<'p> {
     parameters: &'p Parameters,
     plan: Plan,
     by_name: HashMap<String, SlotId>,
+    instances: HashMap<String, usize>,
     tape: Vec<Backward>,
     phase: Phase,
     /// Per slot: does anything want its gradient, and has anything flowed into it yet.
@@ -31,8 +32,14 @@ impl<'p> Recorder<'p> {
     pub fn new(parameters: &'p Parameters) -> Self {
         Recorder {
             parameters,
-            plan: Plan { id: PlanId::next(), block_len: parameters.block().len(), ..Plan::default() },
+            plan: Plan {
+                id: PlanId::next(),
+                block_len: parameters.block().len(),
+                layout: parameters.layout(),
+                ..Plan::default()
+            },
             by_name: HashMap::new(),
+            instances: HashMap::new(),
             tape: Vec::new(),
             phase: Phase::Forward,
             wanted: Vec::new(),
@@ -70,10 +77,11 @@ impl<'p> Recorder<'p> {
     /// A parameter of the block.
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         let entry = self.parameters.entry(name)?.clone();
-        if let Some(id) = self.by_name.get(name) {
+        let storage = Storage::Parameters(entry.range.start);
+        if let Some(id) = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage) {
             return Ok(self.plan.whole(*id));
         }
-        self.slot(name, &entry.shape, Kind::Parameter, Storage::Parameters(entry.range.start), true)
+        self.slot(name, &entry.shape, Kind::Parameter, storage, true)
     }
 
     /// The block of all parameters, or of all their gradients, as one row.
@@ -83,7 +91,8 @@ impl<'p> Recorder<'p> {
             true => ("gradients", Kind::ParameterGradient, Storage::Gradients(0)),
         };
         let shape = vec![self.plan.block_len];
-        match self.by_name.get(name) {
+        let id = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage);
+        match id.filter(|id| self.plan.slot(**id).shape == shape) {
             Some(id) => Ok(self.plan.whole(*id)),
             None => self.slot(name, &shape, kind, storage, false),
         }
@@ -96,19 +105,33 @@ impl<'p> Recorder<'p> {
     }
 
     /// Asks for the gradient of an input; it is the slot named by [`gradient_name`].
-    pub fn want_gradient(&mut self, tensor: &Tensor) {
-        self.set_wanted(tensor, true);
+    /// Errors: only some rows of a slot, a tensor of another plan.
+    pub fn want_gradient(&mut self, tensor: &Tensor) -> Result<()> {
+        self.set_wanted(tensor, true)
     }
 
     /// Takes back the wish for a gradient: nothing behind this slot can be trained through it.
-    pub fn stop_gradient(&mut self, tensor: &Tensor) {
-        self.set_wanted(tensor, false);
+    /// Errors as [`Recorder::want_gradient`].
+    pub fn stop_gradient(&mut self, tensor: &Tensor) -> Result<()> {
+        self.set_wanted(tensor, false)
     }
 
-    fn set_wanted(&mut self, tensor: &Tensor, wanted: bool) {
-        if self.plan.check("", tensor).is_ok() {
-            self.wanted[tensor.slot.0] = wanted;
+    fn set_wanted(&mut self, tensor: &Tensor, wanted: bool) -> Result<()> {
+        let doing = "asking for a gradient, or for none";
+        self.plan.check(doing, tensor)?;
+        if tensor.len() != self.plan.slot(tensor.slot).len() {
+            return Err(Error::config(doing, "a whole slot", "some of its rows"));
         }
+        self.wanted[tensor.slot.0] = wanted;
+        Ok(())
+    }
+
+    /// A path for the slots of a layer: `path` the first time, `path#2` the second, and so on. So a layer can
+    /// be recorded several times, which shares its parameters.
+    pub fn instance(&mut self, path: &str) -> String {
+        let count = self.instances.entry(path.to_string()).or_insert(0);
+        *count += 1;
+        if *count == 1 { path.to_string() } else { format!("{path}#{count}") }
     }
 
     /// Error: ids that may reach `vocab_size` or beyond, or be [`IGNORE`](crate::loss::IGNORE) where that is not `ignorable`.
@@ -166,12 +189,22 @@ impl<'p> Recorder<'p> {
                 Storage::Parameters(_) => (1, 0),
                 Storage::Gradients(_) => (2, 0),
             };
-            if operand.offset != 0 && !K::VIEWS {
+            if !K::VIEWS && operand.len() != slot.len() {
                 return Err(Error::config(doing(), format!("a whole slot for `{}`", binding.name), "some of its rows"));
             }
             let same = operands.iter().filter(|o| buffer(o.slot) == buffer(operand.slot)).count();
             if binding.access == Access::Write && same > 1 {
                 return Err(Error::config(doing(), "a buffer that is written to be bound once", &slot.name));
+            }
+        }
+        let Some(needs) = kernel.needs() else {
+            return Err(Error::config(doing(), "sizes above zero", format!("{kernel:?}")));
+        };
+        for ((binding, operand), need) in K::BINDINGS.iter().zip(operands).zip(needs) {
+            let slot = self.plan.slot(operand.slot);
+            if need > slot.len() as u128 {
+                let found = format!("`{}` with {}", slot.name, slot.len());
+                return Err(Error::config(doing(), format!("at least {need} elements for `{}`", binding.name), found));
             }
         }
         let operands = operands.iter().map(|o| o.slot).collect();
@@ -220,7 +253,7 @@ impl<'p> Recorder<'p> {
 
     /// The gradient of a whole slot, cleared if nothing has flowed into it: for kernels that update it in place.
     pub fn gradient_in_place(&mut self, of: &Tensor) -> Result<Tensor> {
-        self.want_gradient(of);
+        self.want_gradient(of)?;
         match self.contribute(of)? {
             Some((gradient, true)) => Ok(gradient),
             Some((gradient, false)) => self.fill(&gradient, 0.0).map(|()| gradient),

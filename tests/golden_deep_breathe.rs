@@ -168,7 +168,7 @@ fn softmax_ce() {
         let parameters = Parameters::new();
         let mut rec = Recorder::new(&parameters);
         let x = rec.input("logits", &[rows.len(), classes]).unwrap();
-        rec.want_gradient(&x);
+        rec.want_gradient(&x).unwrap();
         let targets = rec.targets("targets", &[rows.len()], classes).unwrap();
         let made = loss::softmax_cross_entropy(&mut rec, "loss", &x, &targets).unwrap();
         rec.backward(&made.loss).unwrap();

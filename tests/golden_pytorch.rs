@@ -131,13 +131,13 @@ impl Case {
         let [steps, batch] = ["T", "B"].map(|key| self.spec[key].as_u64().unwrap() as usize);
         let mut rec = Recorder::new(&self.parameters);
         let x = rec.input("input", &[steps, batch, config.input_size])?;
-        rec.want_gradient(&x);
+        rec.want_gradient(&x)?;
         let mut states = Vec::new();
         let mut seeds: Vec<(Tensor, Tensor)> = Vec::new();
         for index in 0..config.layers() * config.directions().len() {
             let mut input = |name: String| -> Result<Tensor> {
                 let tensor = rec.input(&name, &[batch, config.hidden_sizes[0]])?;
-                rec.want_gradient(&tensor);
+                rec.want_gradient(&tensor)?;
                 Ok(tensor)
             };
             states.push(LstmState { h: input(format!("h0.{index}"))?, c: input(format!("c0.{index}"))? });

@@ -114,7 +114,7 @@ fn residual_model() -> Result<(Parameters, Plan)> {
     let dense = DenseConfig::new(6, 3).declare(&mut parameters, "linear", rng)?;
     let mut rec = Recorder::new(&parameters);
     let x = rec.input("x", &[4, 2, 6])?;
-    rec.want_gradient(&x);
+    rec.want_gradient(&x)?;
     let y = residual(&mut rec, &first, "once", &x)?;
     let y = residual(&mut rec, &second, "twice", &y)?;
     let logits = dense.record(&mut rec, &y)?;
@@ -132,7 +132,8 @@ fn inputs(workspace: &mut Workspace) -> Result<()> {
         match slot.kind {
             Kind::Input => workspace.write(&tensor, &Rng::new(8).vector(slot.len(), 1.0))?,
             Kind::Tokens { vocab_size, .. } => {
-                let ids: Vec<u32> = (0..slot.len()).map(|i| (i * 7 % vocab_size) as u32).collect();
+                let mut rng = Rng::new(6);
+                let ids: Vec<u32> = (0..slot.len()).map(|_| rng.below(vocab_size) as u32).collect();
                 workspace.write_tokens(&tensor, &ids)?;
             }
             _ => {}
@@ -148,27 +149,33 @@ fn residual_connections_round_lstm_layers() {
     assert_eq!(compared, 63, "{plan}");
 }
 
-/// One layer used twice (tied weights), its two outputs and a slice of columns joined, embedding in, and
-/// an initial state that another LSTM computed.
+/// A slice of columns beside an LSTM's output, an embedding below both, and an initial state that another
+/// LSTM computed; a layer recorded after a layer of the same weights.
 #[test]
 fn tied_weights_slices_and_a_computed_initial_state() {
     let (rng, mut parameters) = (&mut Rng::new(5), Parameters::new());
     let embedding = EmbeddingConfig::new(7, 5).declare(&mut parameters, "embedding", rng).unwrap();
     let encoder = LstmConfig::new(5, 4).declare(&mut parameters, "encoder", rng).unwrap();
-    let decoder = LstmConfig::new(5, 4).with_forget_bias(1.0).declare(&mut parameters, "decoder", rng).unwrap();
+    let decoder = LstmConfig::new(4, 4).with_forget_bias(1.0).declare(&mut parameters, "decoder", rng).unwrap();
+    let tied = DenseConfig::new(4, 4).declare(&mut parameters, "tied", rng).unwrap();
     let dense = DenseConfig::new(7, 7).with_bias(false).declare(&mut parameters, "linear", rng).unwrap();
     let record = |rec: &mut Recorder<'_>| -> Result<()> {
         let ids = rec.tokens("ids", &[3, 2], 7)?;
         let x = embedding.record(rec, &ids)?;
         let encoded = encoder.record(rec, &x, None)?;
-        let y = decoder.record(rec, &x, Some(&encoded.state))?.output;
+        let narrow = layers::columns(rec, "narrow", &x, 0, 4)?;
+        let y = decoder.record(rec, &narrow, Some(&encoded.state))?.output;
+        // the same weights a second time, from where the first left
+        let y = tied.record(rec, &y)?;
+        let y = tied.record(rec, &y)?;
+        let y = decoder.record(rec, &y, Some(&encoded.state))?.output;
         let part = layers::columns(rec, "part", &x, 1, 3)?;
         let joined = layers::concatenate(rec, "joined", &[&y, &part])?;
         let logits = dense.record(rec, &joined)?;
         let targets = rec.targets("targets", &[3, 2], 7)?;
         let entropy = loss::softmax_cross_entropy(rec, "entropy", &logits, &targets)?;
         let wanted = rec.input("wanted", encoded.output.shape())?;
-        rec.want_gradient(&wanted);
+        rec.want_gradient(&wanted)?;
         let squared = loss::mean_squared_error(rec, "squared", &encoded.output, &wanted)?;
         let total = layers::add(rec, "loss", &entropy.loss, &squared)?;
         rec.backward(&total)
@@ -176,8 +183,41 @@ fn tied_weights_slices_and_a_computed_initial_state() {
     let mut rec = Recorder::new(&parameters);
     record(&mut rec).unwrap();
     let plan = rec.finish();
-    let compared = check(&plan, &parameters, inputs, 5).unwrap();
-    assert_eq!(compared, 55, "{plan}");
+    // 35 is every element of the embedding
+    let compared = check(&plan, &parameters, inputs, 35).unwrap();
+    assert!(compared > 300, "{compared}\n{plan}");
+}
+
+/// A slice of columns as the only consumer: the gradient of the other columns is zero, not what was there.
+#[test]
+fn a_slice_alone() {
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", &[3, 5]).unwrap();
+    rec.want_gradient(&x).unwrap();
+    let part = layers::columns(&mut rec, "part", &x, 1, 2).unwrap();
+    let wanted = rec.input("wanted", &[3, 2]).unwrap();
+    let loss = loss::mean_squared_error(&mut rec, "loss", &part, &wanted).unwrap();
+    rec.backward(&loss).unwrap();
+    assert_eq!(check(&rec.finish(), &parameters, inputs, 15).unwrap(), 15);
+}
+
+/// Constants that f32 does not hold exactly keep their digits in the f64 executor.
+#[test]
+fn constants_are_exact_in_f64() {
+    let mut parameters = Parameters::new();
+    let lstm = LstmConfig::new(1, 1).with_bias(false).with_forget_bias(0.1);
+    let lstm = lstm.declare(&mut parameters, "lstm", &mut Rng::new(0)).unwrap();
+    parameters.set("lstm.weight_ih_l0", &[0.0; 4]).unwrap();
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", &[1, 1, 1]).unwrap();
+    lstm.record(&mut rec, &x, None).unwrap();
+    let plan = rec.finish();
+    let gates = plan.tensor("lstm.0.gates").unwrap();
+    let mut workspace = Workspace::new(&Device::cpu_f64(), plan, &parameters).unwrap();
+    workspace.run().unwrap();
+    let f = workspace.read::<f64>(&gates).unwrap()[1];
+    assert!((f - 1.0 / (1.0 + (-0.1f64).exp())).abs() < 1e-14, "{f}");
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn cross_entropy() {
             let logits = rec.input("logits", &[rows, classes])?;
             let targets = rec.targets("targets", &[rows], classes)?;
             let out = everloop::loss::softmax_cross_entropy(rec, "loss.out", &logits, &targets)?;
-            rec.want_gradient(&logits);
+            rec.want_gradient(&logits)?;
             rec.backward(&out.loss)
         });
     }
@@ -232,7 +232,7 @@ fn squared_error_norm_clip_and_descent() {
     for len in [1usize, 3, 255, 5_000, 70_000] {
         check(&format!("mean_squared_error of {len}"), 1.0, |rec| {
             let x = rec.input("x", &[len])?;
-            rec.want_gradient(&x);
+            rec.want_gradient(&x)?;
             let wanted = rec.input("wanted", &[len])?;
             let loss = everloop::loss::mean_squared_error(rec, "out", &x, &wanted)?;
             rec.backward(&loss)
@@ -271,4 +271,52 @@ fn more_elements_than_one_dimension_of_workgroups() {
         let out = rec.activation("out", &[17_000_003])?;
         rec.fill(&out, 2.5)
     });
+}
+
+/// The first of several largest logits counts, and a batch without any counted target has loss 0 and no gradient.
+#[test]
+fn ties_and_batches_that_do_not_count() {
+    use everloop::loss::IGNORE;
+    for (device, class) in devices() {
+        let parameters = Parameters::new();
+        let mut rec = Recorder::new(&parameters);
+        let logits = rec.input("logits", &[4, 70]).unwrap();
+        rec.want_gradient(&logits).unwrap();
+        let targets = rec.targets("targets", &[4], 70).unwrap();
+        let out = everloop::loss::softmax_cross_entropy(&mut rec, "loss", &logits, &targets).unwrap();
+        rec.backward(&out.loss).unwrap();
+        let plan = rec.finish();
+        let gradient = plan.tensor("dlogits").unwrap();
+        let mut workspace = Workspace::new(&device, plan, &parameters).unwrap();
+        let mut values = vec![0.0f32; 4 * 70];
+        // row 0: all equal; row 1: places 2 and 66; row 2: 66 and 69; row 3: only 69
+        for place in [70 + 2, 70 + 66, 140 + 66, 140 + 69, 210 + 69] {
+            values[place] = 1.0;
+        }
+        workspace.write(&logits, &values).unwrap();
+        for (ids, accuracy) in [([0, 2, 66, 69], 1.0), ([1, 66, 69, 0], 0.0), ([0, IGNORE, IGNORE, 0], 0.5)] {
+            workspace.write_tokens(&targets, &ids).unwrap();
+            workspace.run().unwrap();
+            assert_eq!(workspace.scalar(&out.accuracy).unwrap(), accuracy, "{device} {class:?}");
+        }
+        workspace.write_tokens(&targets, &[IGNORE; 4]).unwrap();
+        workspace.run().unwrap();
+        assert_eq!(workspace.scalar(&out.loss).unwrap(), 0.0);
+        assert_eq!(workspace.scalar(&out.counted).unwrap(), 0.0);
+        assert!(workspace.read::<f64>(&gradient).unwrap().iter().all(|d| *d == 0.0), "{device} {class:?}");
+    }
+}
+
+/// A long sum on the CPU in f32 keeps its digits.
+#[test]
+fn long_sums_on_the_cpu() {
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.activation("x", &[20_000_000, 1]).unwrap();
+    rec.fill(&x, 1.0).unwrap();
+    let sums = rec.activation("sums", &[1]).unwrap();
+    sum_rows::record(&mut rec, &x, &sums, false).unwrap();
+    let mut workspace = Workspace::new(&Device::cpu(), rec.finish(), &parameters).unwrap();
+    workspace.run().unwrap();
+    assert_eq!(workspace.scalar(&sums).unwrap(), 2e7);
 }

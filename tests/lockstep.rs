@@ -34,7 +34,7 @@ fn random_models_agree_on_cpu_and_gpu() {
         // sizes up to the largest in one case of four, smaller ones in the others
         let [hidden, batch, steps] = if case % 4 == 0 { [130, 33, 40] } else { [40, 9, 12] };
         let model = Model::random(&mut rng, hidden, batch, steps);
-        let class = if case % 2 == 0 { AdapterClass::Software } else { AdapterClass::Hardware };
+        let class = if case / 4 % 2 == 0 { AdapterClass::Software } else { AdapterClass::Hardware };
         let device = gpu.clone().with_shaders_for(class);
         compare(&model, case as u64, &device, &Device::cpu())
             .unwrap_or_else(|e| panic!("case {case}, {class:?} shaders: {e}\n{model:?}"));
@@ -77,4 +77,20 @@ fn rows_that_nobody_writes_are_seen() {
     right.poison().unwrap();
     let seen = lockstep::run(&mut left, &mut right, F32);
     assert!(matches!(seen, Err(everloop::Error::NonFinite { index: 4, .. })), "{seen:?}");
+}
+
+#[test]
+fn a_nan_on_one_side_is_a_difference() {
+    let parameters = everloop::Parameters::new();
+    let mut rec = everloop::Recorder::new(&parameters);
+    let out = rec.activation("out", &[2]).unwrap();
+    rec.fill(&out.narrow(0, 1).unwrap(), 1.0).unwrap();
+    let plan = std::sync::Arc::new(rec.finish());
+    for poisoned in [0, 1] {
+        let mut both = [(); 2].map(|()| Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap());
+        both[poisoned].poison().unwrap();
+        let [mut left, mut right] = both;
+        let seen = lockstep::run(&mut left, &mut right, F32);
+        assert!(matches!(seen, Err(everloop::Error::Divergence { index: 1, .. })), "{seen:?}");
+    }
 }

@@ -72,6 +72,9 @@ macro_rules! planted {
                     grid: |k: &Self| Operation::dispatch(&k.0, AdapterClass::Hardware).grid,
                 }]))
             }
+            fn needs(&self) -> Option<Vec<u128>> {
+                Kernel::needs(&self.0)
+            }
             fn repeats(&self) -> u32 {
                 self.0.repeats()
             }
@@ -135,7 +138,7 @@ fn see(what: Plant, result: Result<()>) {
 fn errors_planted_in_lstm_forward_are_caught() {
     let Some(gpu) = gpu() else { return };
     let [steps, batch, hidden] = SIZES.map(|s| s as u32);
-    let kernel = LstmForward { steps, batch, hidden, reverse: 0, has_bias: 1, forget_bias: 1.0 };
+    let kernel = LstmForward { steps, batch, hidden, reverse: 0, has_bias: 1, forget_bias: 1.0, forget_bias_rest: 0.0 };
     compare(&gpu, forward(kernel)).unwrap();
     see(FORWARD[0], compare(&gpu, forward(Forward::<0>(kernel))));
     see(FORWARD[1], compare(&gpu, forward(Forward::<1>(kernel))));

@@ -178,7 +178,14 @@ fn bad_numbers_and_places() {
 
 #[test]
 fn a_training_that_explodes_says_what_to_do() {
-    fails(&mut story(&["--device", "cpu", "--learning-rate", "1e300"]), &["finite loss", "--learning-rate"]);
+    fails(&mut story(&["--device", "cpu", "--learning-rate", "1e30"]), &["finite loss", "--learning-rate"]);
+}
+
+#[test]
+fn a_learning_rate_beyond_f32_is_refused() {
+    for rate in ["1e300", "1e-60"] {
+        fails(&mut story(&["--device", "cpu", "--learning-rate", rate]), &["--learning-rate", "finite number above 0"]);
+    }
 }
 
 #[test]

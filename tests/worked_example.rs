@@ -14,7 +14,7 @@ fn run(device: &Device) -> Result<()> {
     parameters.set("lstm.weight_hh_l0", &[0.25, 0.5, -0.5, 0.75])?;
     let mut rec = Recorder::new(&parameters);
     let x = rec.input("x", &[2, 1, 1])?;
-    rec.want_gradient(&x);
+    rec.want_gradient(&x)?;
     let wanted = rec.input("wanted", &[1, 1])?;
     let out = lstm.record(&mut rec, &x, None)?;
     let loss = loss::mean_squared_error(&mut rec, "loss", &out.state[0].h, &wanted)?;

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -38,7 +38,8 @@ pub fn record(
     width: usize,
     accumulate: bool,
 ) -> Result<()> {
-    if source.rows() != target.rows() || from + width > source.columns() || at + width > target.columns() {
+    let fits = |start: usize, of: &Tensor| start.checked_add(width).is_some_and(|end| end <= of.columns());
+    if source.rows() != target.rows() || !fits(from, source) || !fits(at, target) {
         let wanted = format!("as many rows as {:?} and columns for {width} from {from} to {at}", source.shape());
         return Err(Error::shape("recording a copy of columns", wanted, target.shape()));
     }
@@ -74,6 +75,12 @@ impl Kernel for CopyColumns {
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     const VIEWS: bool = true;
     one_shader!("copy_columns", |k| fold_elements(k.rows as u64 * k.width as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let rows = sized(&[self.rows, self.width])? / self.width as u128 - 1;
+        let reach = |offset: u32, stride: u32| offset as u128 + rows * stride as u128 + self.width as u128;
+        Some(vec![reach(self.source_offset, self.source_stride), reach(self.target_offset, self.target_stride)])
+    }
 
     fn extent(&self) -> Option<Extent> {
         Some(Extent {

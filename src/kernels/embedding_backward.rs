@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, tokens, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, tokens, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -51,6 +51,11 @@ impl Kernel for EmbeddingBackward {
 
     fn repeats(&self) -> u32 {
         self.rows.div_ceil(CHUNK)
+    }
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let ids = sized(&[self.rows])?;
+        Some(vec![ids, sized(&[self.rows, self.columns])?, sized(&[self.vocab_size, self.columns])?])
     }
 
     fn flops(&self) -> f64 {

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, tokens, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, tokens, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -36,6 +36,11 @@ impl Kernel for EmbeddingForward {
     const BINDINGS: &'static [Binding] = &[tokens("ids"), reads("table"), writes("y")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("embedding_forward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        // the table's rows are held against the ids when the step is recorded
+        Some(vec![sized(&[self.rows])?, sized(&[self.columns])?, sized(&[self.rows, self.columns])?])
+    }
 
     fn flops(&self) -> f64 {
         self.rows as f64 * self.columns as f64

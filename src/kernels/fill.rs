@@ -5,7 +5,7 @@
 //! ```
 
 use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, writes};
+use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, sized, writes};
 
 parameters! {
     /// Parameters of `fill`.
@@ -27,6 +27,10 @@ impl Kernel for Fill {
 
     const VIEWS: bool = true;
     one_shader!("fill", |k| fold_elements(k.len as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        Some(vec![self.offset as u128 + sized(&[self.len])?])
+    }
 
     fn extent(&self) -> Option<Extent> {
         Some(Extent::contiguous(self.offset, self.len))

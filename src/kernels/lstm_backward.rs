@@ -14,7 +14,7 @@
 
 use crate::error::Result;
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, parameters, reads, writes};
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, fold, parameters, reads, sized, writes};
 use crate::kernels::lstm_forward::{GATES, dimensions, expect};
 use crate::plan::{Direction, Tensor};
 use crate::recorder::Recorder;
@@ -105,20 +105,27 @@ impl Kernel for LstmBackward {
                 source: include_str!("../../shaders/lstm_backward_registers.wgsl"),
                 suits: |k, class| class == AdapterClass::Software && k.hidden.is_multiple_of(4),
                 constants: |_| Vec::new(),
-                grid: |k| [k.hidden.div_ceil(64), k.batch.div_ceil(8), 1],
+                grid: |k| fold(k.hidden.div_ceil(64) as u64 * k.batch.div_ceil(8) as u64),
             },
             Shader {
                 name: "lstm_backward",
                 source: include_str!("../../shaders/lstm_backward.wgsl"),
                 suits: |_, _| true,
                 constants: |_| Vec::new(),
-                grid: |k| [k.hidden.div_ceil(8), k.batch.div_ceil(8), 1],
+                grid: |k| fold(k.hidden.div_ceil(8) as u64 * k.batch.div_ceil(8) as u64),
             },
         ]
     }
 
     fn repeats(&self) -> u32 {
         self.steps + 1
+    }
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let Self { steps, batch, hidden, .. } = *self;
+        let (gates, states) =
+            (sized(&[steps, batch, 4, hidden])?, sized(&[steps, batch, hidden])? + sized(&[batch, hidden])?);
+        Some(vec![sized(&[4, hidden, hidden])?, gates, states, gates, states, states])
     }
 
     fn flops(&self) -> f64 {

@@ -12,7 +12,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, parameters, reads, writes};
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, fold, parameters, reads, sized, split, writes};
 use crate::plan::{Direction, Tensor};
 use crate::recorder::Recorder;
 use crate::tile;
@@ -37,6 +37,8 @@ parameters! {
         has_bias: u32,
         /// Added to the pre-activation of f.
         forget_bias: f32,
+        /// What f32 loses of it, for the f64 executor.
+        forget_bias_rest: f32,
     }
 }
 
@@ -65,7 +67,8 @@ pub fn record(
         hidden: hidden as u32,
         reverse: (direction == Direction::Reverse) as u32,
         has_bias: bias_hh.is_some() as u32,
-        forget_bias: forget_bias as f32,
+        forget_bias: split(forget_bias).0,
+        forget_bias_rest: split(forget_bias).1,
     };
     rec.push(kernel, &[weight_hh, bias_hh.unwrap_or(weight_hh), gates, h, c])
 }
@@ -90,6 +93,10 @@ impl LstmForward {
         [self.steps as usize, self.batch as usize, self.hidden as usize]
     }
 
+    fn forget_bias<T: Float>(&self) -> T {
+        T::of(self.forget_bias as f64 + self.forget_bias_rest as f64)
+    }
+
     fn direction(&self) -> Direction {
         if self.reverse != 0 { Direction::Reverse } else { Direction::Forward }
     }
@@ -100,7 +107,7 @@ impl Kernel for LstmForward {
     const BINDINGS: &'static [Binding] =
         &[reads("weight_hh"), reads("bias_hh"), writes("gates"), writes("h"), writes("c")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const FLOATS: &'static [&'static str] = &["forget_bias"];
+    const FLOATS: &'static [&'static str] = &["forget_bias", "forget_bias_rest"];
 
     fn shaders() -> &'static [Shader<Self>] {
         &[
@@ -109,20 +116,26 @@ impl Kernel for LstmForward {
                 source: include_str!("../../shaders/lstm_forward_registers.wgsl"),
                 suits: |k, class| class == AdapterClass::Software && k.hidden.is_multiple_of(4),
                 constants: |_| Vec::new(),
-                grid: |k| [k.hidden.div_ceil(32), k.batch.div_ceil(8), 1],
+                grid: |k| fold(k.hidden.div_ceil(32) as u64 * k.batch.div_ceil(8) as u64),
             },
             Shader {
                 name: "lstm_forward",
                 source: include_str!("../../shaders/lstm_forward.wgsl"),
                 suits: |_, _| true,
                 constants: |_| Vec::new(),
-                grid: |k| [k.hidden.div_ceil(8), k.batch.div_ceil(8), 1],
+                grid: |k| fold(k.hidden.div_ceil(8) as u64 * k.batch.div_ceil(8) as u64),
             },
         ]
     }
 
     fn repeats(&self) -> u32 {
         self.steps
+    }
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let Self { steps, batch, hidden, .. } = *self;
+        let (width, states) = (sized(&[4, hidden])?, sized(&[steps, batch, hidden])? + sized(&[batch, hidden])?);
+        Some(vec![width * hidden as u128, width, sized(&[steps, batch, 4, hidden])?, states, states])
     }
 
     fn flops(&self) -> f64 {
@@ -154,7 +167,7 @@ impl Kernel for LstmForward {
                         sum + gates[at(gate)] + if self.has_bias != 0 { bias[u] } else { T::ZERO }
                     };
                     let i = pre(0).sigmoid();
-                    let f = (pre(1) + T::of(self.forget_bias as f64)).sigmoid();
+                    let f = (pre(1) + self.forget_bias()).sigmoid();
                     let g = pre(2).tanh();
                     let o = pre(3).sigmoid();
                     for (gate, value) in [i, f, g, o].into_iter().enumerate() {
@@ -191,7 +204,7 @@ impl Kernel for LstmForward {
                 panels[to + k * GATES * lanes] = value;
             }
             let inside = unit < hidden && self.has_bias != 0;
-            let extra = if gate == 1 { T::of(self.forget_bias as f64) } else { T::ZERO };
+            let extra = if gate == 1 { self.forget_bias() } else { T::ZERO };
             biases[u] = extra + if inside { bias[gate * hidden + unit] } else { T::ZERO };
         }
         let (panels, biases) = (&*panels, &*biases);
@@ -244,7 +257,7 @@ impl<T: Float> Vectorized for Direct<'_, T> {
             }
             for j in 0..hidden {
                 let i = gates[j].sigmoid();
-                let f = (gates[hidden + j] + T::of(self.kernel.forget_bias as f64)).sigmoid();
+                let f = (gates[hidden + j] + self.kernel.forget_bias()).sigmoid();
                 let g = gates[2 * hidden + j].tanh();
                 let o = gates[3 * hidden + j].sigmoid();
                 for (gate, value) in [i, f, g, o].into_iter().enumerate() {

@@ -13,7 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{AdapterClass, Binding, Extent, Kernel, Operand, Shader, parameters, reads, writes};
+use crate::kernel::{AdapterClass, Binding, Extent, Kernel, Operand, Shader, fold, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -123,25 +123,38 @@ impl Kernel for Matmul {
             Shader {
                 name: "matmul_registers",
                 source: include_str!("../../shaders/matmul_registers.wgsl"),
-                suits: |k, class| class == AdapterClass::Software && k.in_quads() && k.m <= 8 * 65_535,
+                suits: |k, class| class == AdapterClass::Software && k.in_quads(),
                 constants: |k| {
                     let (a, b) = k.transposed();
                     vec![("transpose_a", a as u32 as f64), ("transpose_b", b as u32 as f64)]
                 },
-                grid: |k| [k.n.div_ceil(128), k.m.div_ceil(8), 1],
+                grid: |k| fold(k.n.div_ceil(128) as u64 * k.m.div_ceil(8) as u64),
             },
             Shader {
                 name: "matmul",
                 source: include_str!("../../shaders/matmul.wgsl"),
                 suits: |_, _| true,
                 constants: |_| Vec::new(),
-                grid: |k| [k.n.div_ceil(64), k.m.div_ceil(64), 1],
+                grid: |k| fold(k.n.div_ceil(64) as u64 * k.m.div_ceil(64) as u64),
             },
         ]
     }
 
     fn repeats(&self) -> u32 {
         self.k.div_ceil(CHUNK)
+    }
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let reach = |offset: u32, rows: u32, row: u32, columns: u32, column: u32| {
+            offset as u128 + (rows - 1) as u128 * row as u128 + (columns - 1) as u128 * column as u128 + 1
+        };
+        let size = sized(&[self.m, self.n, self.k])? / self.k as u128;
+        Some(vec![
+            reach(self.a_offset, self.m, self.a_row, self.k, self.a_column),
+            reach(self.b_offset, self.k, self.b_row, self.n, self.b_column),
+            if self.has_bias != 0 { self.n as u128 } else { 1 },
+            self.c_offset as u128 + size,
+        ])
     }
 
     fn extent(&self) -> Option<Extent> {
@@ -192,9 +205,14 @@ impl Kernel for Matmul {
 #[allow(unsafe_code)]
 fn product<T: Float>([m, n, k]: [usize; 3], a: &[T], b: &[T], c: &mut [T], strides: [usize; 4], read_c: bool) {
     let [a_row, a_column, b_row, b_column] = strides;
-    assert!((m - 1) * a_row + (k - 1) * a_column < a.len(), "a of a matrix product is too short");
-    assert!((k - 1) * b_row + (n - 1) * b_column < b.len(), "b of a matrix product is too short");
-    assert!(m * n <= c.len(), "c of a matrix product is too short");
+    // sizes and strides are below 2^32 each: no product or sum of them overflows u128
+    let last = |rows: usize, row: usize, columns: usize, column: usize| {
+        (rows as u128 - 1) * row as u128 + (columns as u128 - 1) * column as u128
+    };
+    assert!(m > 0 && n > 0 && k > 0, "a matrix product without elements");
+    assert!(last(m, a_row, k, a_column) < a.len() as u128, "a of a matrix product is too short");
+    assert!(last(k, b_row, n, b_column) < b.len() as u128, "b of a matrix product is too short");
+    assert!(m as u128 * n as u128 <= c.len() as u128, "c of a matrix product is too short");
     // below this a second thread costs more than it brings
     let parallelism = if m * n * k > 1 << 18 { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     let [a_row, a_column, b_row, b_column] = strides.map(|s| s as isize);

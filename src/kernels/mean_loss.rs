@@ -7,7 +7,7 @@
 
 use crate::error::Result;
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -36,6 +36,10 @@ impl Kernel for MeanLoss {
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("mean_loss", |_| [1, 1, 1]);
 
+    fn needs(&self) -> Option<Vec<u128>> {
+        Some(vec![sized(&[self.rows, 3])?, 1, 1, 1])
+    }
+
     fn flops(&self) -> f64 {
         3.0 * self.rows as f64
     }
@@ -46,11 +50,13 @@ impl Kernel for MeanLoss {
         else {
             unreachable!("bindings of mean_loss")
         };
-        let mut sums = [T::ZERO; 3];
+        // in f64: an f32 stops counting at 2^24
+        let mut sums = [0.0; 3];
         for row in row_losses.chunks_exact(3) {
-            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += *value);
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
         }
-        let count = if sums[2] > T::ONE { sums[2] } else { T::ONE };
-        (loss[0], accuracy[0], counted[0]) = (sums[0] / count, sums[1] / count, sums[2]);
+        let count = f64::max(sums[2], 1.0);
+        let [out_loss, out_accuracy] = [sums[0] / count, sums[1] / count].map(T::of);
+        (loss[0], accuracy[0], counted[0]) = (out_loss, out_accuracy, T::of(sums[2]));
     }
 }

@@ -1,6 +1,7 @@
 //! All kernels: the list equals the folder `shaders/`, which a test checks.
 //!
-//! Each module is one word: its equation, its parameters, `record` (shape checks, appends a step), the
+//! Each module is one word: its equation, its parameters, `record` (shape checks, appends a step; that of
+//! `fill` is [`Recorder::fill`](crate::Recorder::fill)), the
 //! twin, and the names of its shaders. How they fit together: [`crate::kernel`].
 
 pub mod clip_norm;

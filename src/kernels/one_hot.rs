@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, tokens, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, sized, tokens, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -34,6 +34,10 @@ impl Kernel for OneHot {
     const BINDINGS: &'static [Binding] = &[tokens("ids"), writes("y")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("one_hot", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        Some(vec![sized(&[self.rows])?, sized(&[self.rows, self.columns])?])
+    }
 
     fn flops(&self) -> f64 {
         self.rows as f64 * self.columns as f64

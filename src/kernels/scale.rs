@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -48,6 +48,11 @@ impl Kernel for Scale {
     const FLOATS: &'static [&'static str] = &["alpha"];
     const VIEWS: bool = true;
     one_shader!("scale", |k| fold_elements(k.len as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let len = sized(&[self.len, self.divisor])? / self.divisor as u128;
+        Some(vec![len, 1, self.y_offset as u128 + len])
+    }
 
     fn extent(&self) -> Option<Extent> {
         Some(Extent::contiguous(self.y_offset, self.len))

@@ -6,7 +6,7 @@
 
 use crate::error::Result;
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -28,6 +28,11 @@ impl Kernel for Sgd {
     const BINDINGS: &'static [Binding] = &[reads("learning_rate"), reads("gradients"), writes("parameters")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("sgd", |k| fold_elements(k.len as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let len = sized(&[self.len])?;
+        Some(vec![1, len, len])
+    }
 
     fn flops(&self) -> f64 {
         2.0 * self.len as f64

@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold, one_shader, parameters, reads, tokens, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold, one_shader, parameters, reads, sized, tokens, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -47,6 +47,11 @@ impl Kernel for SoftmaxCrossEntropy {
         &[reads("logits"), tokens("targets"), writes("probabilities"), writes("row_losses")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("softmax_cross_entropy", |k| fold(k.rows as u64));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let all = sized(&[self.rows, self.columns])?;
+        Some(vec![all, sized(&[self.rows])?, all, sized(&[self.rows, 3])?])
+    }
 
     fn flops(&self) -> f64 {
         4.0 * self.rows as f64 * self.columns as f64

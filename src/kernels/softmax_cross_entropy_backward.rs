@@ -6,7 +6,7 @@
 
 use crate::error::Result;
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, tokens, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, tokens, writes};
 use crate::kernels::softmax_cross_entropy::IGNORE;
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
@@ -43,6 +43,11 @@ impl Kernel for SoftmaxCrossEntropyBackward {
         &[reads("probabilities"), tokens("targets"), reads("counted"), reads("dloss"), writes("dlogits")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("softmax_cross_entropy_backward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let all = sized(&[self.rows, self.columns])?;
+        Some(vec![all, sized(&[self.rows])?, 1, 1, all])
+    }
 
     fn flops(&self) -> f64 {
         2.0 * self.rows as f64 * self.columns as f64

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -37,6 +37,11 @@ impl Kernel for Subtract {
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     const VIEWS: bool = true;
     one_shader!("subtract", |k| fold_elements(k.len as u64, 256));
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        let len = sized(&[self.len])?;
+        Some(vec![self.x_offset as u128 + len, self.y_offset as u128 + len, len])
+    }
 
     fn flops(&self) -> f64 {
         self.len as f64

@@ -6,7 +6,7 @@
 
 use crate::error::Result;
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -33,13 +33,18 @@ impl Kernel for Sum {
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("sum", |_| [1, 1, 1]);
 
+    fn needs(&self) -> Option<Vec<u128>> {
+        Some(vec![sized(&[self.len, self.divisor])? / self.divisor as u128, 1])
+    }
+
     fn flops(&self) -> f64 {
         self.len as f64
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
         let [Operand::Read(x), Operand::Write(total)] = operands else { unreachable!("bindings of sum") };
-        let sum = x[..self.len as usize].iter().fold(T::ZERO, |sum, x| sum + *x) / T::of(self.divisor as f64);
+        let sum = x[..self.len as usize].iter().map(|x| x.to_f64()).sum::<f64>();
+        let sum = T::of(sum / self.divisor as f64);
         total[0] = if self.root != 0 { sum.sqrt() } else { sum };
     }
 }

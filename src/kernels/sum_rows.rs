@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -44,17 +44,28 @@ impl Kernel for SumRows {
         self.rows.div_ceil(CHUNK)
     }
 
+    fn needs(&self) -> Option<Vec<u128>> {
+        Some(vec![sized(&[self.rows, self.columns])?, sized(&[self.columns])?])
+    }
+
     fn flops(&self) -> f64 {
         self.rows as f64 * self.columns as f64
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
         let [Operand::Read(x), Operand::Write(sums)] = operands else { unreachable!("bindings of sum_rows") };
-        if self.accumulate == 0 {
-            sums[..self.columns as usize].fill(T::ZERO);
-        }
-        for row in x.chunks_exact(self.columns as usize) {
-            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
+        // in f64, 64 columns at a time: a long sum in f32 loses digits with every row
+        let columns = self.columns as usize;
+        for first in (0..columns).step_by(64) {
+            let width = (columns - first).min(64);
+            let mut totals = [0.0; 64];
+            for row in x[..self.rows as usize * columns].chunks_exact(columns) {
+                let row = &row[first..first + width];
+                totals.iter_mut().zip(row).for_each(|(total, x)| *total += x.to_f64());
+            }
+            for (sum, total) in sums[first..first + width].iter_mut().zip(totals) {
+                *sum = T::of(total + if self.accumulate != 0 { sum.to_f64() } else { 0.0 });
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, writes};
+use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -47,6 +47,10 @@ impl Kernel for SumSquares {
     const BINDINGS: &'static [Binding] = &[reads("x"), writes("partials")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     one_shader!("sum_squares", |k| [k.partials, 1, 1]);
+
+    fn needs(&self) -> Option<Vec<u128>> {
+        Some(vec![sized(&[self.len])?, sized(&[self.partials])?])
+    }
 
     fn flops(&self) -> f64 {
         2.0 * self.len as f64

@@ -1,6 +1,6 @@
 //! A fully connected layer: `y = x W^T + b`.
 
-use super::{check_size, path};
+use super::{check_count, check_size, path};
 use crate::error::{Error, Result};
 use crate::kernels::{copy_columns, matmul, sum_rows};
 use crate::parameters::Parameters;
@@ -34,7 +34,8 @@ impl DenseConfig {
     /// Error: a size of zero.
     pub fn validate(&self) -> Result<()> {
         check_size("input_size of a dense layer", self.input_size)?;
-        check_size("output_size of a dense layer", self.output_size)
+        check_size("output_size of a dense layer", self.output_size)?;
+        check_count("the weight of a dense layer", &[self.input_size, self.output_size])
     }
 
     /// Declares `name.weight [output, input]` and `name.bias [output]`, uniform in +-1/sqrt(input) as in PyTorch.
@@ -71,14 +72,15 @@ impl Dense {
         let mut shape = x.shape().to_vec();
         shape.pop();
         shape.push(self.config.output_size);
-        let y = rec.activation(&path(&self.name, "y"), &shape)?;
+        let place = rec.instance(&self.name);
+        let y = rec.activation(&path(&place, "y"), &shape)?;
         matmul::record(rec, (x, false), (&weight, true), bias.as_ref(), (&y, false))?;
-        let (x, of, name) = (x.clone(), y.clone(), self.name.clone());
+        let (x, of) = (x.clone(), y.clone());
         rec.on_backward(move |rec| {
             let Some(dy) = rec.gradient(&of) else { return Ok(()) };
             contribute_products(rec, &dy, &x, &weight)?;
             let biases: Vec<&Tensor> = bias.iter().collect();
-            contribute_biases(rec, &path(&name, "sum_dy"), &dy, &biases)
+            contribute_biases(rec, &path(&place, "sum_dy"), &dy, &biases)
         });
         Ok(y)
     }

@@ -1,6 +1,6 @@
 //! Token ids into vectors: a learned table, or unit vectors.
 
-use super::{check_size, path};
+use super::{check_count, check_size, path};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::parameters::Parameters;
@@ -27,7 +27,8 @@ impl EmbeddingConfig {
     /// Error: a size of zero.
     pub fn validate(&self) -> Result<()> {
         check_size("vocab_size of an embedding", self.vocab_size)?;
-        check_size("embedding_size of an embedding", self.embedding_size)
+        check_size("embedding_size of an embedding", self.embedding_size)?;
+        check_count("the table of an embedding", &[self.vocab_size, self.embedding_size])
     }
 
     /// Declares `name.weight [V, E]`, uniform in +-sqrt(3): variance 1, as PyTorch's normal start has.
@@ -54,7 +55,8 @@ impl Embedding {
         let table = rec.parameter(&path(&self.name, "weight"))?;
         let mut shape = ids.shape().to_vec();
         shape.push(self.config.embedding_size);
-        let y = rec.activation(&path(&self.name, "y"), &shape)?;
+        let place = rec.instance(&self.name);
+        let y = rec.activation(&path(&place, "y"), &shape)?;
         kernels::embedding_forward::record(rec, ids, &table, &y)?;
         let (ids, of) = (ids.clone(), y.clone());
         rec.on_backward(move |rec| {
@@ -75,7 +77,7 @@ pub fn one_hot(rec: &mut Recorder<'_>, name: &str, ids: &Tensor, vocab_size: usi
     let mut shape = ids.shape().to_vec();
     shape.push(vocab_size);
     let y = rec.activation(name, &shape)?;
-    rec.stop_gradient(&y);
+    rec.stop_gradient(&y)?;
     kernels::one_hot::record(rec, ids, &y)?;
     Ok(y)
 }

@@ -17,6 +17,14 @@ pub(crate) fn path(prefix: &str, last: &str) -> String {
     if prefix.is_empty() { last.to_string() } else { format!("{prefix}.{last}") }
 }
 
+/// Error: sizes whose product is 2^31 or more, before anything of that size is allocated.
+pub(crate) fn check_count(what: &str, sizes: &[usize]) -> Result<()> {
+    match sizes.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).is_some_and(|n| n < 1 << 31) {
+        true => Ok(()),
+        false => Err(Error::config(what, "fewer than 2^31 values", format!("sizes {sizes:?}"))),
+    }
+}
+
 pub(crate) fn check_size(what: &str, size: usize) -> Result<()> {
     match size {
         0 => Err(Error::config(what, "at least 1", 0)),

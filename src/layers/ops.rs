@@ -58,9 +58,9 @@ pub fn concatenate(rec: &mut Recorder<'_>, name: &str, parts: &[&Tensor]) -> Res
 
 /// Columns `start..start + width` of the last axis, copied.
 pub fn columns(rec: &mut Recorder<'_>, name: &str, x: &Tensor, start: usize, width: usize) -> Result<Tensor> {
-    if width == 0 || start + width > x.columns() {
+    if width == 0 || start.checked_add(width).is_none_or(|end| end > x.columns()) {
         let wanted = format!("a range within {} columns", x.columns());
-        return Err(Error::config("recording a slice of columns", wanted, format!("{start}..{}", start + width)));
+        return Err(Error::config("recording a slice of columns", wanted, format!("{width} columns from {start}")));
     }
     let mut shape = x.shape().to_vec();
     shape.pop();

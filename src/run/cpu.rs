@@ -1,9 +1,10 @@
 //! The CPU executor: runs the same plan in f32 or f64, with no driver present.
 
 use super::Counters;
+use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::kernel::{Access, Operand, Operation};
-use crate::plan::{Kind, Plan, SlotId, Storage, Tensor};
+use crate::plan::{Kind, Plan, Slot, SlotId, Storage, Tensor};
 use std::ops::Range;
 
 /// The memory of a plan, and scratch that kernels keep between runs.
@@ -21,22 +22,29 @@ pub(super) struct Memory<T> {
     twins: bool,
 }
 
+/// An error, where allocating would end the process: asks for all of it at once, and gives it back untouched.
+fn check_memory(bytes: u64) -> Result<()> {
+    let room = usize::try_from(bytes).ok().and_then(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).ok());
+    room.ok_or_else(|| Error::OutOfMemory { doing: format!("allocating {bytes} bytes for a plan") })
+}
+
 impl<T: Float> Memory<T> {
-    pub fn new(plan: &Plan, twins: bool) -> Self {
+    pub fn new(plan: &Plan, twins: bool) -> Result<Self> {
         let of = |wanted: bool, len: usize| if wanted { len } else { 0 };
+        let is_tokens = |s: &Slot| matches!(s.kind, Kind::Tokens { .. });
+        check_memory(plan.bytes() / 4 * size_of::<T>() as u64)?;
         let own: Vec<Vec<T>> = plan
             .slots()
             .iter()
-            .map(|s| vec![T::ZERO; of(s.storage == Storage::Own && !matches!(s.kind, Kind::Tokens { .. }), s.len())])
+            .map(|s| vec![T::ZERO; of(s.storage == Storage::Own && !is_tokens(s), s.len())])
             .collect();
-        let tokens: Vec<Vec<u32>> =
-            plan.slots().iter().map(|s| vec![0; of(matches!(s.kind, Kind::Tokens { .. }), s.len())]).collect();
+        let tokens: Vec<Vec<u32>> = plan.slots().iter().map(|s| vec![0; of(is_tokens(s), s.len())]).collect();
         let parameters = vec![T::ZERO; plan.block_len];
         let gradients = vec![T::ZERO; of(plan.trains, plan.block_len)];
         let floats = own.iter().map(Vec::len).sum::<usize>() + parameters.len() + gradients.len();
         let bytes = floats * size_of::<T>() + tokens.iter().map(Vec::len).sum::<usize>() * 4;
         let counters = Counters::default();
-        Memory { own, tokens, parameters, gradients, scratch: Vec::new(), counters, bytes: bytes as u64, twins }
+        Ok(Memory { own, tokens, parameters, gradients, scratch: Vec::new(), counters, bytes: bytes as u64, twins })
     }
 
     pub fn counters(&self) -> Counters {

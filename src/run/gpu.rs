@@ -2,14 +2,14 @@
 
 use super::Counters;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Pipeline, UNIFORM_SIZE, UNIFORM_STRIDE};
+use crate::gpu::{Gpu, Pipeline, Submission, UNIFORM_SIZE, UNIFORM_STRIDE};
 use crate::kernel::{AdapterClass, Dispatch};
 use crate::plan::{Plan, SlotId, Storage, Tensor};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of guard behind a slot, in guarded workspaces.
+/// Bytes of guard before and behind a slot, in guarded workspaces: a storage offset that every device accepts.
 const GUARD: u64 = 256;
 /// The guard's word: a NaN that no computation makes.
 const GUARD_WORD: u32 = 0x7fed_cba9;
@@ -17,6 +17,8 @@ const GUARD_WORD: u32 = 0x7fed_cba9;
 const IN_FLIGHT: usize = 3;
 /// About 100 ms on a slow GPU; watchdogs kill at 2 s.
 const SUBMIT_FLOPS: f64 = 1e11;
+/// What a dispatch costs at least, in operations: some microseconds even where there is nothing to compute.
+const DISPATCH_FLOPS: f64 = 5e6;
 
 struct Step {
     pipeline: Arc<Pipeline>,
@@ -37,7 +39,7 @@ pub(super) struct Memory {
     staging: Option<wgpu::Buffer>,
     guard: u64,
     submit_flops: f64,
-    in_flight: VecDeque<wgpu::SubmissionIndex>,
+    in_flight: VecDeque<Submission>,
     counters: Counters,
 }
 
@@ -61,7 +63,7 @@ impl Memory {
             let own: Vec<_> = plan
                 .slots()
                 .iter()
-                .map(|s| (s.storage == Storage::Own).then(|| create(&s.name, s.bytes() + guard, storage)))
+                .map(|s| (s.storage == Storage::Own).then(|| create(&s.name, s.bytes() + 2 * guard, storage)))
                 .collect();
             let block = (plan.block_len as u64 * 4).max(4);
             let parameters = create("parameters", block, storage);
@@ -145,7 +147,7 @@ impl Memory {
         match (plan.slot(id).storage, &self.own[id.0]) {
             (Storage::Gradients(at), _) => (&self.gradients, at as u64 * 4),
             (Storage::Parameters(at), _) => (&self.parameters, at as u64 * 4),
-            (Storage::Own, Some(buffer)) => (buffer, 0),
+            (Storage::Own, Some(buffer)) => (buffer, self.guard),
             (Storage::Own, None) => unreachable!("every slot of its own has a buffer"),
         }
     }
@@ -192,18 +194,14 @@ impl Memory {
             if self.in_flight.len() > IN_FLIGHT
                 && let Some(oldest) = self.in_flight.pop_front()
             {
-                self.gpu.wait(oldest, "waiting for an earlier run")?;
+                self.gpu.wait(oldest, "waiting for an earlier run").await?;
             }
         }
         Ok(())
     }
 
     /// One submit from dispatch `repeat` of step `step` on; where the next one starts, and how many dispatches it had.
-    fn submit_from(
-        &self,
-        (mut step, mut repeat): (usize, u32),
-        end: usize,
-    ) -> (wgpu::SubmissionIndex, (usize, u32), u64) {
+    fn submit_from(&self, (mut step, mut repeat): (usize, u32), end: usize) -> (Submission, (usize, u32), u64) {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let mut dispatches = 0;
         let mut flops = 0.0;
@@ -218,7 +216,7 @@ impl Memory {
                     let offset = |index: u64| (index * UNIFORM_STRIDE) as u32;
                     pass.set_bind_group(1, &self.uniforms, &[offset(step as u64), offset(repeat as u64)]);
                     pass.dispatch_workgroups(x, y, z);
-                    flops += work / dispatch.repeats as f64;
+                    flops += (work / dispatch.repeats as f64).max(DISPATCH_FLOPS);
                     dispatches += 1;
                     repeat += 1;
                 }
@@ -227,7 +225,7 @@ impl Memory {
                 }
             }
         }
-        (self.gpu.queue().submit([encoder.finish()]), (step, repeat), dispatches)
+        (self.gpu.submit(encoder.finish()), (step, repeat), dispatches)
     }
 
     pub async fn read(&mut self, plan: &Plan, from: &Tensor) -> Result<Vec<u8>> {
@@ -250,7 +248,7 @@ impl Memory {
         let copy = gpu.scoped("copying to the staging buffer", || {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(&buffer, offset, &staging, 0, bytes);
-            gpu.queue().submit([encoder.finish()])
+            gpu.submit(encoder.finish())
         });
         let submission = copy.await?;
         let data = gpu.map(&staging, bytes, submission).await?;
@@ -261,9 +259,9 @@ impl Memory {
         Ok(data)
     }
 
-    pub fn finish(&mut self) -> Result<()> {
+    pub async fn finish(&mut self) -> Result<()> {
         match self.in_flight.drain(..).next_back() {
-            Some(last) => self.gpu.wait(last, "waiting for a run"),
+            Some(last) => self.gpu.wait(last, "waiting for a run").await,
             None => self.gpu.check("waiting for a run"),
         }
     }
@@ -272,7 +270,9 @@ impl Memory {
         let words = [GUARD_WORD; GUARD as usize / 4];
         for (slot, buffer) in plan.slots().iter().zip(&self.own) {
             if let Some(buffer) = buffer {
-                self.gpu.queue().write_buffer(buffer, slot.bytes(), bytemuck::cast_slice(&words));
+                for at in [0, GUARD + slot.bytes()] {
+                    self.gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(&words));
+                }
             }
         }
     }
@@ -283,10 +283,24 @@ impl Memory {
         }
         for (slot, buffer) in plan.slots().iter().zip(self.own.clone()) {
             if let Some(buffer) = buffer {
-                let bytes = self.read_bytes(buffer, slot.bytes(), GUARD).await?;
-                if bytes.chunks_exact(4).any(|word| word != GUARD_WORD.to_le_bytes()) {
-                    return Err(Error::Guard { slot: slot.name.clone() });
+                for at in [0, GUARD + slot.bytes()] {
+                    let bytes = self.read_bytes(buffer.clone(), at, GUARD).await?;
+                    if bytes.chunks_exact(4).any(|word| word != GUARD_WORD.to_le_bytes()) {
+                        return Err(Error::Guard { slot: slot.name.clone() });
+                    }
                 }
+            }
+        }
+        // in the block of gradients, what lies between the slots is zero from the beginning
+        if plan.trains {
+            let mut bytes = self.read_bytes(self.gradients.clone(), 0, plan.block_len as u64 * 4).await?;
+            for slot in plan.slots().iter().filter(|slot| slot.name != "gradients") {
+                if let Storage::Gradients(at) = slot.storage {
+                    bytes[4 * at..4 * (at + slot.len())].fill(0);
+                }
+            }
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Err(Error::Guard { slot: "the block of all gradients".into() });
             }
         }
         Ok(())
@@ -302,7 +316,7 @@ fn check_limits(gpu: &Gpu, plan: &Plan, dispatches: &[Dispatch], guard: u64, uni
         false => Ok(()),
     };
     for slot in plan.slots() {
-        check(format!("slot `{}` {:?}, in bytes,", slot.name, slot.shape), slot.bytes() + guard, largest)?;
+        check(format!("slot `{}` {:?}, in bytes,", slot.name, slot.shape), slot.bytes() + 2 * guard, largest)?;
     }
     check("the block of all parameters, in bytes,".into(), plan.block_len as u64 * 4, largest)?;
     check("the table of the steps, in bytes,".into(), uniforms, limits.max_buffer_size)?;

@@ -86,13 +86,10 @@ impl Workspace {
     }
 
     async fn build(device: &Device, plan: Arc<Plan>, parameters: &Parameters, guarded: bool) -> Result<Workspace> {
-        if plan.block_len != parameters.block().len() {
-            let wanted = format!("the {} floats the plan was recorded over", plan.block_len);
-            return Err(Error::config("parameters of a workspace", wanted, parameters.block().len()));
-        }
+        check_layout(&plan, parameters)?;
         let memory = match &device.executor {
-            Executor::Cpu(Precision::F32) => Memory::F32(cpu::Memory::new(&plan, false)),
-            Executor::Cpu(precision) => Memory::F64(cpu::Memory::new(&plan, *precision == Precision::Reference)),
+            Executor::Cpu(Precision::F32) => Memory::F32(cpu::Memory::new(&plan, false)?),
+            Executor::Cpu(precision) => Memory::F64(cpu::Memory::new(&plan, *precision == Precision::Reference)?),
             #[cfg(feature = "gpu")]
             Executor::Gpu(gpu, class) => {
                 Memory::Gpu(Box::new(gpu::Memory::new(gpu.clone(), *class, &plan, guarded).await?))
@@ -182,10 +179,10 @@ impl Workspace {
 
     /// Replaces the values of all parameters.
     pub fn write_parameters(&mut self, parameters: &Parameters) -> Result<()> {
-        if self.plan.block_len != parameters.block().len() {
-            let wanted = format!("{} floats", self.plan.block_len);
-            return Err(Error::config("parameters of a workspace", wanted, parameters.block().len()));
-        }
+        check_layout(&self.plan, parameters)?;
+        let wide = matches!(self.memory, Memory::F64(_));
+        let stored = |v: &f64| if wide { *v } else { *v as f32 as f64 };
+        check_finite("the block of all parameters", parameters.block().iter().map(stored))?;
         match &mut self.memory {
             Memory::F32(m) => m.write_parameters(parameters.block()),
             Memory::F64(m) => m.write_parameters(parameters.block()),
@@ -293,18 +290,19 @@ impl Workspace {
         Ok(value)
     }
 
-    /// Reads all parameters back. `into` must be the block the plan was recorded over.
+    /// Reads all parameters back. `into` must be the block the plan was recorded over; it stays as it is where
+    /// a value is not finite.
     pub async fn read_parameters_async(&mut self, into: &mut Parameters) -> Result<()> {
-        if self.plan.block_len != into.block().len() {
-            let wanted = format!("{} floats", self.plan.block_len);
-            return Err(Error::config("reading parameters", wanted, into.block().len()));
-        }
+        check_layout(&self.plan, into)?;
+        let mut block = vec![0.0; into.block().len()];
         match &mut self.memory {
-            Memory::F32(m) => m.read_parameters(into.block_mut()),
-            Memory::F64(m) => m.read_parameters(into.block_mut()),
+            Memory::F32(m) => m.read_parameters(&mut block),
+            Memory::F64(m) => m.read_parameters(&mut block),
             #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.read_parameters(into.block_mut()).await?,
+            Memory::Gpu(m) => m.read_parameters(&mut block).await?,
         }
+        check_finite("the block of all parameters", block.iter().copied())?;
+        into.block_mut().copy_from_slice(&block);
         Ok(())
     }
 
@@ -313,7 +311,7 @@ impl Workspace {
         match &mut self.memory {
             Memory::F32(_) | Memory::F64(_) => Ok(()),
             #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.finish(),
+            Memory::Gpu(m) => m.finish().await,
         }
     }
 
@@ -326,7 +324,8 @@ impl Workspace {
         }
     }
 
-    /// Cuts work into submits of about this many floating point operations, so that no watchdog kills one.
+    /// Cuts work into submits of about this many floating point operations, so that no watchdog kills one; a
+    /// dispatch counts as 5e6 at least.
     /// Software adapters have no watchdog and start without a limit.
     pub fn set_submit_flops(&mut self, flops: f64) -> Result<()> {
         if flops.is_nan() || flops <= 0.0 {
@@ -337,6 +336,13 @@ impl Workspace {
             m.set_submit_flops(flops);
         }
         Ok(())
+    }
+}
+
+fn check_layout(plan: &Plan, parameters: &Parameters) -> Result<()> {
+    match plan.layout == parameters.layout() {
+        true => Ok(()),
+        false => Err(Error::config("parameters of a workspace", "those the plan was recorded over", "others")),
     }
 }
 

@@ -260,7 +260,7 @@ impl Model {
             // both biases would move, and the sum of them, theirs, twice as far
             for Names { suffix, .. } in &names {
                 let bias_hh = rec.parameter(&format!("lstm.bias_hh{suffix}"))?;
-                rec.stop_gradient(&bias_hh);
+                rec.stop_gradient(&bias_hh)?;
             }
         }
         let (x, ids) = match fixture["inputs"].get("x") {
@@ -270,14 +270,14 @@ impl Model {
                 (one_hot(&mut rec, "x", &ids, input)?, Some(ids))
             }
         };
-        rec.want_gradient(&x);
+        rec.want_gradient(&x)?;
         let mut initial = Vec::new();
         if fixture["inputs"].get("initial_state").is_some() {
             for Names { theirs, .. } in &names {
                 let (h, c) = (format!("initial.{theirs}.h"), format!("initial.{theirs}.c"));
                 let (h, c) = (rec.input(&h, &[batch, hidden])?, rec.input(&c, &[batch, hidden])?);
-                rec.want_gradient(&h);
-                rec.want_gradient(&c);
+                rec.want_gradient(&h)?;
+                rec.want_gradient(&c)?;
                 initial.push(LstmState { h, c });
             }
         }

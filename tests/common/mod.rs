@@ -82,13 +82,13 @@ impl Model {
         let dense = dense.declare(&mut parameters, "linear", rng)?;
         let mut rec = Recorder::new(&parameters);
         let x = rec.input("x", &[self.steps, self.batch, self.config.input_size])?;
-        rec.want_gradient(&x);
+        rec.want_gradient(&x)?;
         let mut initial = Vec::new();
         for (layer, hidden) in self.config.hidden_sizes.iter().enumerate() {
             for direction in self.config.directions() {
                 let mut input = |name: &str| -> Result<Tensor> {
                     let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[self.batch, *hidden])?;
-                    rec.want_gradient(&tensor);
+                    rec.want_gradient(&tensor)?;
                     Ok(tensor)
                 };
                 initial.push(LstmState { h: input("h0")?, c: input("c0")? });

@@ -1,7 +1,7 @@
 //! Sizes and options of an LSTM, and the names and shapes of its parameters.
 
 use crate::error::{Error, Result};
-use crate::layers::{check_size, path};
+use crate::layers::{check_count, check_size, path};
 use crate::plan::Direction;
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,9 @@ impl LstmConfig {
         for size in &self.hidden_sizes {
             check_size("hidden_size of an LSTM", *size)?;
         }
+        for (layer, hidden) in self.hidden_sizes.iter().enumerate() {
+            check_count("a weight of an LSTM", &[4, *hidden, self.layer_input_size(layer).max(*hidden)])?;
+        }
         match self.forget_bias.is_finite() {
             true => Ok(()),
             false => Err(Error::config("forget_bias of an LSTM", "a finite number", self.forget_bias)),
@@ -102,10 +105,10 @@ impl LstmConfig {
     }
 
     /// Columns of what layer `layer` reads.
-    pub fn layer_input_size(&self, layer: usize) -> usize {
+    pub(super) fn layer_input_size(&self, layer: usize) -> usize {
         match (layer, self.bidirectional) {
             (0, _) => self.input_size,
-            (_, Some(Join::Layers)) => 2 * self.hidden_sizes[layer - 1],
+            (_, Some(Join::Layers)) => self.hidden_sizes[layer - 1].saturating_mul(2),
             _ => self.hidden_sizes[layer - 1],
         }
     }

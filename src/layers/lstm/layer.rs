@@ -18,10 +18,10 @@ pub struct LstmState {
     pub c: Tensor,
 }
 
-/// Records layer `layer` of the LSTM `name` over `x [T, B, I]`; gives every h, `[T, B, H]`, and the final state.
+/// Records layer `layer` of the LSTM `name`, with slots below `place`, over `x [T, B, I]`; gives every h, `[T, B, H]`, and the final state.
 pub(super) fn record(
     rec: &mut Recorder<'_>,
-    (name, config): (&str, &LstmConfig),
+    (name, place, config): (&str, &str, &LstmConfig),
     (layer, direction): (usize, Direction),
     x: &Tensor,
     initial: Option<&LstmState>,
@@ -36,7 +36,7 @@ pub(super) fn record(
         false => None,
     };
     let reverse = if direction == Direction::Reverse { ".reverse" } else { "" };
-    let place = format!("{}.{layer}{reverse}", if name.is_empty() { "lstm" } else { name });
+    let place = format!("{place}.{layer}{reverse}");
     let gates = rec.activation(&path(&place, "gates"), &[steps, batch, GATES * hidden])?;
     let h = rec.activation(&path(&place, "h"), &[steps + 1, batch, hidden])?;
     let c = rec.activation(&path(&place, "c"), &[steps + 1, batch, hidden])?;
@@ -92,7 +92,7 @@ pub(super) fn record(
         rec.note_cell_gradients(cell, [dgates.clone(), dh.clone(), dc.clone()]);
 
         contribute_products(rec, &dgates, &x, &weight_ih)?;
-        // every h the recurrence read: all rows but the last one
+        // every h the recurrence read: all rows but the final state's
         let h_before = h.narrow(direction.row_before(0).min(1), steps)?;
         if let Some((dweight, accumulate)) = rec.contribute(&weight_hh)? {
             matmul::record(rec, (&dgates, true), (&h_before, false), None, (&dweight, accumulate))?;

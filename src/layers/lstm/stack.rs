@@ -71,15 +71,15 @@ impl Lstm {
             let what = format!("initial states of the LSTM `{}`", self.name);
             return Err(Error::config(what, count.to_string(), states.len()));
         }
+        let name = &rec.instance(if self.name.is_empty() { "lstm" } else { &self.name });
         let mut state: Vec<Option<LstmState>> = vec![None; count];
         let mut one = |rec: &mut Recorder<'_>, layer: usize, direction: Direction, x: &Tensor| -> Result<Tensor> {
             let index = layer * directions.len() + (direction == Direction::Reverse) as usize;
             let initial = initial.map(|states| &states[index]);
-            let (output, last) = layer::record(rec, (&self.name, &self.config), (layer, direction), x, initial)?;
+            let (output, last) = layer::record(rec, (&self.name, name, &self.config), (layer, direction), x, initial)?;
             state[index] = Some(last);
             Ok(output)
         };
-        let name = if self.name.is_empty() { "lstm" } else { &self.name };
         let output = match self.config.bidirectional {
             None => (0..layers).try_fold(x.clone(), |x, layer| one(rec, layer, Direction::Forward, &x))?,
             Some(Join::Layers) => (0..layers).try_fold(x.clone(), |x, layer| {
