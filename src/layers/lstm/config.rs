@@ -15,7 +15,7 @@ pub enum Join {
     Stacks,
 }
 
-/// Sizes and options of an [`Lstm`].
+/// Sizes and options of an [`Lstm`](super::Lstm).
 ///
 /// ```
 /// use everloop::layers::{Join, LstmConfig};
