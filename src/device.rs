@@ -98,6 +98,25 @@ impl Device {
         }
     }
 
+    /// The limits that decide what fits, in bytes or units; none for the CPU.
+    pub fn limits(&self) -> Vec<(&'static str, u64)> {
+        match &self.executor {
+            Executor::Cpu(_) => Vec::new(),
+            #[cfg(feature = "gpu")]
+            Executor::Gpu(gpu, _) => {
+                let limits = gpu.limits();
+                vec![
+                    ("largest buffer", limits.max_buffer_size),
+                    ("largest storage binding", limits.max_storage_buffer_binding_size),
+                    ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage as u64),
+                    ("workgroup memory", limits.max_compute_workgroup_storage_size as u64),
+                    ("threads in a workgroup", limits.max_compute_invocations_per_workgroup as u64),
+                    ("workgroups in a dimension", limits.max_compute_workgroups_per_dimension as u64),
+                ]
+            }
+        }
+    }
+
     /// Driver name and version; empty for the CPU.
     pub fn driver(&self) -> String {
         match &self.executor {
@@ -113,6 +132,16 @@ impl Device {
     fn from_gpu(gpu: Gpu, reason: impl Into<String>) -> Device {
         let class = gpu.class();
         Device { executor: Executor::Gpu(Arc::new(gpu), class), reason: reason.into() }
+    }
+
+    /// The adapters of this machine, best first: name, type, backend, driver.
+    pub async fn adapters_async() -> Vec<String> {
+        let text = |a: &wgpu::Adapter| {
+            let info = a.get_info();
+            let driver = format!("{} {}", info.driver, info.driver_info);
+            format!("{}, {:?}, {:?}, driver {}", info.name, info.device_type, info.backend, driver.trim())
+        };
+        Gpu::adapters().await.iter().map(text).collect()
     }
 
     /// A real GPU if there is one, else the CPU; [`Device::reason`] says which and why.
@@ -157,6 +186,18 @@ impl Device {
 
 #[cfg(not(target_arch = "wasm32"))]
 impl Device {
+    /// Blocking [`Device::adapters_async`].
+    #[cfg(feature = "gpu")]
+    pub fn adapters() -> Vec<String> {
+        pollster::block_on(Device::adapters_async())
+    }
+
+    /// None: this build has no GPU support.
+    #[cfg(not(feature = "gpu"))]
+    pub fn adapters() -> Vec<String> {
+        Vec::new()
+    }
+
     /// Blocking [`Device::auto_async`].
     #[cfg(feature = "gpu")]
     pub fn auto() -> Device {

@@ -55,8 +55,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// The best adapter that `accept`s: discrete before integrated before virtual before software.
-    pub async fn best(accept: impl Fn(&wgpu::AdapterInfo) -> bool, wanted: &str) -> Result<Gpu> {
+    /// All adapters, best first: discrete before integrated before virtual before software.
+    pub async fn adapters() -> Vec<wgpu::Adapter> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
         // GL is left out: it lacks features and is the least tested for compute
         descriptor.backends &=
@@ -75,8 +75,14 @@ impl Gpu {
         let mut adapters: Vec<_> =
             instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await.into_iter().collect();
         adapters.sort_by_key(|a| rank(a.get_info().device_type));
-        let names: Vec<_> =
-            adapters.iter().map(|a| format!("{} ({:?})", a.get_info().name, a.get_info().device_type)).collect();
+        adapters
+    }
+
+    /// The best adapter that `accept`s.
+    pub async fn best(accept: impl Fn(&wgpu::AdapterInfo) -> bool, wanted: &str) -> Result<Gpu> {
+        let adapters = Gpu::adapters().await;
+        let name = |info: wgpu::AdapterInfo| format!("{} ({:?})", info.name, info.device_type);
+        let names: Vec<_> = adapters.iter().map(|a| name(a.get_info())).collect();
         let Some(adapter) = adapters.into_iter().find(|a| accept(&a.get_info())) else {
             let found = if names.is_empty() { "no adapter".to_string() } else { names.join(", ") };
             return Err(Error::NoAdapter { wanted: wanted.to_string(), found });

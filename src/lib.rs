@@ -55,6 +55,7 @@
 #![warn(missing_docs)]
 
 pub mod device;
+pub mod doctor;
 pub mod error;
 pub mod float;
 #[cfg(feature = "gpu")]

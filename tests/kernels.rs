@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{F32, fill_random, gpu};
+use common::gpu;
+use everloop::doctor::{self, Case};
 use everloop::kernel::AdapterClass;
 use everloop::kernels::*;
 use everloop::plan::Direction;
-use everloop::run::lockstep;
-use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Workspace};
+use everloop::{Device, Parameters, Recorder, Result, Workspace};
 
 /// Devices to hold against the reference: the CPU, and the GPU with the shaders of both classes.
 fn devices() -> Vec<(Device, AdapterClass)> {
@@ -21,33 +21,23 @@ fn devices() -> Vec<(Device, AdapterClass)> {
     all
 }
 
-fn check(what: &str, bound: f64, record: impl Fn(&mut Recorder<'_>) -> Result<()>) {
-    let parameters = Parameters::new();
-    let mut rec = Recorder::new(&parameters);
-    record(&mut rec).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let plan = std::sync::Arc::new(rec.finish());
+fn check(what: &str, bound: f64, record: impl Fn(&mut Recorder<'_>) -> Result<()> + 'static) {
+    let case = Case::new(what, bound, record);
     for (device, class) in devices() {
-        let run = || -> Result<f64> {
-            let mut reference = Workspace::new(&Device::reference(), plan.clone(), &parameters)?;
-            let mut other = Workspace::guarded(&device, plan.clone(), &parameters)?;
-            for workspace in [&mut reference, &mut other] {
-                fill_random(workspace, &mut Rng::new(5), bound)?;
-                poison_replaced(workspace, &plan)?;
-            }
-            let worst = lockstep::run(&mut other, &mut reference, F32)?;
-            other.check_guards()?;
-            Ok(worst)
-        };
-        run().unwrap_or_else(|e| panic!("{what} on {device} with {class:?} shaders: {e}"));
+        pollster::block_on(doctor::check(&device, &case))
+            .unwrap_or_else(|e| panic!("{what} on {device} with {class:?} shaders: {e}"));
     }
 }
 
-/// Slots whose name ends in `out` are not read by the step: NaN shows whatever it forgets to write.
-fn poison_replaced(workspace: &mut Workspace, plan: &Plan) -> Result<()> {
-    if plan.slots().iter().any(|s| s.name.ends_with("out")) {
-        workspace.poison()?;
+/// The sizes that users' machines are examined with.
+#[test]
+fn every_case_of_the_doctor() {
+    for case in doctor::cases() {
+        for (device, class) in devices() {
+            pollster::block_on(doctor::check(&device, &case))
+                .unwrap_or_else(|e| panic!("{} on {device} with {class:?} shaders: {e}", case.name));
+        }
     }
-    Ok(())
 }
 
 #[test]
@@ -57,7 +47,7 @@ fn matmul_in_every_transposition() {
     for (m, n, k) in sizes {
         for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
             for (bias, accumulate) in [(false, false), (true, false), (false, true), (true, true)] {
-                check(&format!("matmul {m} {n} {k} {ta} {tb} {bias} {accumulate}"), 1.0, |rec| {
+                check(&format!("matmul {m} {n} {k} {ta} {tb} {bias} {accumulate}"), 1.0, move |rec| {
                     let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
                     let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
                     let bias = if bias { Some(rec.input("bias", &[n])?) } else { None };
@@ -72,7 +62,7 @@ fn matmul_in_every_transposition() {
 #[test]
 fn matmul_of_views_and_of_long_sums() {
     for k in [4usize, 5] {
-        check("matmul of rows", 1.0, |rec| {
+        check("matmul of rows", 1.0, move |rec| {
             let a = rec.input("a", &[7, k])?.narrow(2, 4)?;
             let b = rec.input("b", &[3, 8, k])?.row(1)?;
             let c = rec.activation("c", &[6, 8])?.narrow(1, 4)?;
@@ -81,7 +71,7 @@ fn matmul_of_views_and_of_long_sums() {
     }
     // two chunks of the sum: past 65,535 loop iterations of one invocation
     for (rows, bound) in [(70_000, 0.05), (70_001, 0.05)] {
-        check("matmul over many rows", bound, |rec| {
+        check("matmul over many rows", bound, move |rec| {
             let a = rec.input("a", &[rows, 4])?;
             let b = rec.input("b", &[rows, 8])?;
             let c = rec.activation("out", &[4, 8])?;
@@ -109,7 +99,7 @@ const RECURRENT: [[usize; 3]; 11] = [
 fn lstm_forward_at_awkward_sizes() {
     for [steps, batch, hidden] in RECURRENT {
         for (direction, bias) in [(Direction::Forward, true), (Direction::Reverse, false)] {
-            check(&format!("lstm_forward {steps} {batch} {hidden} {direction:?}"), 1.0, |rec| {
+            check(&format!("lstm_forward {steps} {batch} {hidden} {direction:?}"), 1.0, move |rec| {
                 let weight = rec.input("weight_hh", &[4 * hidden, hidden])?;
                 let b = rec.input("bias_hh", &[4 * hidden])?;
                 let gates = rec.activation("gates", &[steps, batch, 4 * hidden])?;
@@ -126,7 +116,7 @@ fn lstm_backward_at_awkward_sizes() {
     for [steps, batch, hidden] in RECURRENT {
         for direction in [Direction::Forward, Direction::Reverse] {
             // gates are drawn from [-0.5, 0.5): not probabilities, but the equations hold for any numbers
-            check(&format!("lstm_backward {steps} {batch} {hidden} {direction:?}"), 0.5, |rec| {
+            check(&format!("lstm_backward {steps} {batch} {hidden} {direction:?}"), 0.5, move |rec| {
                 let weight = rec.input("weight_hh", &[4 * hidden, hidden])?;
                 let gates = rec.input("gates", &[steps, batch, 4 * hidden])?;
                 let c = rec.input("c", &[steps + 1, batch, hidden])?;
@@ -141,7 +131,7 @@ fn lstm_backward_at_awkward_sizes() {
 
 #[test]
 fn activations_saturate_without_nan() {
-    check("lstm_forward with huge pre-activations", 1e4, |rec| {
+    check("lstm_forward with huge pre-activations", 1e4, move |rec| {
         let weight = rec.input("weight_hh", &[16, 4])?;
         let gates = rec.activation("gates", &[3, 2, 16])?;
         let h = rec.activation("h", &[4, 2, 4])?;
@@ -181,7 +171,7 @@ fn a_nan_in_the_weights_reaches_the_output() {
 fn sums_over_rows() {
     for (rows, columns) in [(1, 1), (5, 3), (17, 33), (300, 16), (600_001, 1)] {
         for accumulate in [false, true] {
-            check(&format!("sum_rows {rows} {columns}"), 0.02, |rec| {
+            check(&format!("sum_rows {rows} {columns}"), 0.02, move |rec| {
                 let x = rec.input("x", &[rows, columns])?;
                 let sums = rec.activation(if accumulate { "sums" } else { "out" }, &[columns])?;
                 sum_rows::record(rec, &x, &sums, accumulate)
@@ -193,19 +183,19 @@ fn sums_over_rows() {
 #[test]
 fn embeddings_and_one_hot() {
     for (rows, vocab, columns) in [(1, 1, 1), (7, 3, 5), (64, 300, 17), (40_000, 2, 1)] {
-        check("embedding_forward", 1.0, |rec| {
+        check("embedding_forward", 1.0, move |rec| {
             let (ids, table) = (rec.tokens("ids", &[rows], vocab)?, rec.input("table", &[vocab, columns])?);
             let y = rec.activation("out", &[rows, columns])?;
             embedding_forward::record(rec, &ids, &table, &y)
         });
         for accumulate in [false, true] {
-            check("embedding_backward", 0.02, |rec| {
+            check("embedding_backward", 0.02, move |rec| {
                 let (ids, dy) = (rec.tokens("ids", &[rows], vocab)?, rec.input("dy", &[rows, columns])?);
                 let dtable = rec.activation(if accumulate { "dtable" } else { "out" }, &[vocab, columns])?;
                 embedding_backward::record(rec, &ids, &dy, &dtable, accumulate)
             });
         }
-        check("one_hot", 1.0, |rec| {
+        check("one_hot", 1.0, move |rec| {
             let ids = rec.tokens("ids", &[rows], vocab)?;
             let y = rec.activation("out", &[rows, vocab])?;
             one_hot::record(rec, &ids, &y)
@@ -217,7 +207,7 @@ fn embeddings_and_one_hot() {
 fn cross_entropy() {
     for (rows, classes, bound) in [(1, 1, 1.0), (3, 2, 1.0), (5, 63, 1.0), (2, 64, 100.0), (9, 65, 1e4), (70, 300, 5.0)]
     {
-        check(&format!("softmax_cross_entropy {rows} {classes}"), bound, |rec| {
+        check(&format!("softmax_cross_entropy {rows} {classes}"), bound, move |rec| {
             let logits = rec.input("logits", &[rows, classes])?;
             let targets = rec.targets("targets", &[rows], classes)?;
             let out = everloop::loss::softmax_cross_entropy(rec, "loss.out", &logits, &targets)?;
@@ -230,7 +220,7 @@ fn cross_entropy() {
 #[test]
 fn squared_error_norm_clip_and_descent() {
     for len in [1usize, 3, 255, 5_000, 70_000] {
-        check(&format!("mean_squared_error of {len}"), 1.0, |rec| {
+        check(&format!("mean_squared_error of {len}"), 1.0, move |rec| {
             let x = rec.input("x", &[len])?;
             rec.want_gradient(&x)?;
             let wanted = rec.input("wanted", &[len])?;
@@ -238,7 +228,7 @@ fn squared_error_norm_clip_and_descent() {
             rec.backward(&loss)
         });
         for max_norm in [1e-3, 1e6] {
-            check(&format!("clip_norm of {len}"), 1.0, |rec| {
+            check(&format!("clip_norm of {len}"), 1.0, move |rec| {
                 let partials = rec.activation("partials", &[sum_squares::parts(len)])?;
                 let (norm, g) = (rec.activation("norm", &[1])?, rec.activation("g", &[len])?);
                 let (rate, w) = (rec.input("rate", &[1])?, rec.activation("w", &[len])?);
@@ -255,7 +245,7 @@ fn squared_error_norm_clip_and_descent() {
 fn copies_of_columns() {
     for (rows, from, to, width) in [(1, 1, 1, 1), (5, 7, 9, 3), (300, 16, 48, 16)] {
         for accumulate in [false, true] {
-            check("copy_columns", 1.0, |rec| {
+            check("copy_columns", 1.0, move |rec| {
                 let x = rec.input("x", &[rows, from])?;
                 let y = rec.activation("y", &[rows, to])?;
                 copy_columns::record(rec, (&x, from - width), (&y, to - width), width, accumulate)
@@ -267,7 +257,7 @@ fn copies_of_columns() {
 /// A grid folded into two dimensions, past 65,535 workgroups.
 #[test]
 fn more_elements_than_one_dimension_of_workgroups() {
-    check("fill of 17 million", 1.0, |rec| {
+    check("fill of 17 million", 1.0, move |rec| {
         let out = rec.activation("out", &[17_000_003])?;
         rec.fill(&out, 2.5)
     });

@@ -5,6 +5,7 @@ mod common;
 
 use bytemuck::{Pod, Zeroable};
 use common::{F32, fill_random, gpu};
+use everloop::doctor::{self, Case};
 use everloop::float::Float;
 use everloop::kernel::{AdapterClass, Binding, Kernel, Operand, Operation, Shader};
 use everloop::kernels::lstm_backward::LstmBackward;
@@ -158,6 +159,21 @@ fn errors_planted_in_lstm_backward_are_caught() {
     see(BACKWARD[2], compare(&gpu, backward(Backward::<2>(kernel))));
     see(BACKWARD[3], compare(&gpu, backward(Backward::<3>(kernel))));
     see(BACKWARD[4], compare(&gpu, backward(Backward::<4>(kernel))));
+}
+
+/// The doctor shows red when a kernel is broken, and its report says so.
+#[test]
+fn the_doctor_sees_a_broken_kernel() {
+    let Some(gpu) = gpu() else { return };
+    let [steps, batch, hidden] = SIZES.map(|s| s as u32);
+    let kernel = LstmForward { steps, batch, hidden, reverse: 0, has_bias: 1, forget_bias: 1.0, forget_bias_rest: 0.0 };
+    let good = Case::new("sound", 0.7, forward(kernel));
+    let bad = Case::new("broken", 0.7, forward(Forward::<0>(kernel)));
+    let report = pollster::block_on(doctor::examine_async(&gpu, &[good, bad]));
+    let red: Vec<&str> = report.rows.iter().filter(|row| !row.is_ok()).map(|row| row.name.as_str()).collect();
+    assert_eq!(red, ["broken"], "{report}");
+    assert!(!report.is_ok() && report.to_string().contains("do not trust"));
+    assert!(doctor::examine(&Device::cpu()).is_ok());
 }
 
 /// A NaN on either side, or a difference beyond the tolerance, is never within it.

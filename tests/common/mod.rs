@@ -1,9 +1,8 @@
 //! Shared by the tests: devices, random values, models.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use everloop::layers::{Join, LstmConfig, LstmState};
 use everloop::plan::{Kind, Storage};
-use everloop::run::lockstep::Tolerance;
 use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
 use std::sync::OnceLock;
 
@@ -27,8 +26,7 @@ pub fn gpu() -> Option<Device> {
     device.clone()
 }
 
-/// f32 against f64: rounding of sums over at most a few thousand terms.
-pub const F32: Tolerance = Tolerance { absolute: 2e-5, relative: 1e-4 };
+pub use everloop::doctor::F32;
 
 /// Fills every slot that holds floats with random values, what steps will write included.
 pub fn fill_random(workspace: &mut Workspace, rng: &mut Rng, bound: f64) -> Result<()> {

@@ -1,0 +1,423 @@
+//! Proof on the user's own machine: can this device be trusted?
+//!
+//! [`examine`] runs every shader of every kernel against its twin in f64, whole models in lock-step, gradients
+//! against central differences, and the traps that GPUs are known for. Each row of the [`Report`] has a
+//! verdict, the worst error as a share of what is tolerated, and a time. The example `doctor` prints it.
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::kernel::AdapterClass;
+use crate::kernels::*;
+use crate::layers::{self, DenseConfig, Join, LstmConfig, LstmState};
+use crate::loss;
+use crate::parameters::Parameters;
+use crate::plan::{Direction, Kind, Plan, Storage, Tensor};
+use crate::recorder::{Recorder, gradient_name};
+use crate::rng::Rng;
+use crate::run::Workspace;
+use crate::run::lockstep::{self, Tolerance};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What f32 may differ from f64 over sums of some thousand terms.
+pub const F32: Tolerance = Tolerance { absolute: 2e-5, relative: 1e-4 };
+
+/// One finding.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// "kernel", "model", "gradient" or "trap".
+    pub group: &'static str,
+    /// What was examined.
+    pub name: String,
+    /// The worst error as a share of what is tolerated, or what went wrong.
+    pub outcome: Result<f64, String>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Row {
+    /// Whether the error is within what is tolerated.
+    pub fn is_ok(&self) -> bool {
+        self.outcome.as_ref().is_ok_and(|worst| *worst <= 1.0)
+    }
+}
+
+/// All findings about a device; printing it gives a table.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The device, as it prints itself.
+    pub device: String,
+    /// The findings in order.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// Whether every row is good: this device can be trusted.
+    pub fn is_ok(&self) -> bool {
+        self.rows.iter().all(Row::is_ok)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.device)?;
+        let width = self.rows.iter().map(|r| r.name.len()).max().unwrap_or(0);
+        for row in &self.rows {
+            let (verdict, text) = match &row.outcome {
+                Ok(worst) => (if row.is_ok() { "ok" } else { "BAD" }, format!("{worst:.4}")),
+                Err(message) => ("BAD", message.clone()),
+            };
+            let ms = row.time.as_secs_f64() * 1e3;
+            writeln!(f, "{verdict:<4}{:<9} {:<width$} {ms:>8.1} ms  {text}", row.group, row.name)?;
+        }
+        let bad = self.rows.iter().filter(|r| !r.is_ok()).count();
+        match bad {
+            0 => write!(f, "all {} rows are good: this device can be trusted", self.rows.len()),
+            _ => write!(f, "{bad} of {} rows are BAD: do not trust this device", self.rows.len()),
+        }
+    }
+}
+
+/// A kernel at one size: what [`check`] records, runs on two devices, and compares.
+pub struct Case {
+    /// The kernel and its sizes.
+    pub name: String,
+    /// Inputs are drawn from +-bound.
+    pub bound: f64,
+    record: Record,
+}
+
+type Record = Box<dyn Fn(&mut Recorder<'_>) -> Result<()>>;
+
+impl Case {
+    /// A case. Slots that steps write are filled at random too; if one is called `out`, all of them hold NaN instead.
+    pub fn new(
+        name: impl Into<String>,
+        bound: f64,
+        record: impl Fn(&mut Recorder<'_>) -> Result<()> + 'static,
+    ) -> Case {
+        Case { name: name.into(), bound, record: Box::new(record) }
+    }
+}
+
+/// Every kernel at sizes that are awkward on purpose: tails, single elements, views, sums beyond 65,535 terms.
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (m, n, k) in [(1, 1, 1), (3, 5, 7), (9, 132, 20), (33, 65, 17), (70, 4, 129), (1, 256, 64)] {
+        for (ta, tb, extra) in [(false, false, false), (false, true, true), (true, false, true), (true, true, false)] {
+            all.push(Case::new(format!("matmul {m} {n} {k} {ta} {tb}"), 1.0, move |rec| {
+                let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
+                let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
+                let bias = if extra { Some(rec.input("bias", &[n])?) } else { None };
+                let c = rec.activation(if extra { "c" } else { "out" }, &[m, n])?;
+                matmul::record(rec, (&a, ta), (&b, tb), bias.as_ref(), (&c, extra))
+            }));
+        }
+    }
+    for (steps, batch, hidden) in [(1, 1, 1), (4, 3, 17), (3, 9, 33), (2, 7, 64), (2, 33, 65), (3, 1, 128)] {
+        for direction in [Direction::Forward, Direction::Reverse] {
+            let sizes = format!("{steps} {batch} {hidden} {direction:?}");
+            all.push(Case::new(format!("lstm_forward {sizes}"), 1.0, move |rec| {
+                let (weight, bias) = (rec.input("weight", &[4 * hidden, hidden])?, rec.input("bias", &[4 * hidden])?);
+                let gates = rec.activation("gates", &[steps, batch, 4 * hidden])?;
+                let h = rec.activation("h", &[steps + 1, batch, hidden])?;
+                let c = rec.activation("c", &[steps + 1, batch, hidden])?;
+                lstm_forward::record(rec, direction, &weight, Some(&bias), 0.5, &gates, &h, &c)
+            }));
+            all.push(Case::new(format!("lstm_backward {sizes}"), 0.5, move |rec| {
+                let weight = rec.input("weight", &[4 * hidden, hidden])?;
+                let gates = rec.input("gates", &[steps, batch, 4 * hidden])?;
+                let c = rec.input("c", &[steps + 1, batch, hidden])?;
+                let dgates = rec.activation("dgates", &[steps, batch, 4 * hidden])?;
+                let dh = rec.activation("dh", &[steps + 1, batch, hidden])?;
+                let dc = rec.activation("dc", &[steps + 1, batch, hidden])?;
+                lstm_backward::record(rec, direction, &weight, &gates, &c, &dgates, &dh, &dc)
+            }));
+        }
+    }
+    for (rows, columns) in [(1, 1), (17, 33), (300, 16)] {
+        all.push(Case::new(format!("sum_rows {rows} {columns}"), 0.1, move |rec| {
+            let x = rec.input("x", &[rows, columns])?;
+            let sums = rec.activation("out", &[columns])?;
+            sum_rows::record(rec, &x, &sums, false)
+        }));
+        all.push(Case::new(format!("copy_columns {rows} {columns}"), 1.0, move |rec| {
+            let (x, y) = (rec.input("x", &[rows, columns + 3])?, rec.activation("y", &[rows, columns + 1])?);
+            copy_columns::record(rec, (&x, 3), (&y, 1), columns, true)
+        }));
+        all.push(Case::new(format!("embedding_backward with forward and one_hot {rows} {columns}"), 0.1, move |rec| {
+            let (ids, table) = (rec.tokens("ids", &[rows], 7)?, rec.input("table", &[7, columns])?);
+            let (y, dtable) = (rec.activation("out", &[rows, columns])?, rec.activation("dtable", &[7, columns])?);
+            let units = rec.activation("units", &[rows, 7])?;
+            embedding_forward::record(rec, &ids, &table, &y)?;
+            embedding_backward::record(rec, &ids, &y, &dtable, false)?;
+            one_hot::record(rec, &ids, &units)
+        }));
+    }
+    for (rows, classes, bound) in [(1, 1, 1.0), (5, 63, 1.0), (9, 65, 1e4), (70, 300, 5.0)] {
+        all.push(Case::new(format!("softmax_cross_entropy {rows} {classes}"), bound, move |rec| {
+            let logits = rec.input("logits", &[rows, classes])?;
+            rec.want_gradient(&logits)?;
+            let targets = rec.targets("targets", &[rows], classes)?;
+            let out = loss::softmax_cross_entropy(rec, "out", &logits, &targets)?;
+            rec.backward(&out.loss)
+        }));
+    }
+    for len in [1usize, 255, 5_000, 70_000] {
+        all.push(Case::new(format!("mean_squared_error {len}"), 1.0, move |rec| {
+            let (x, wanted) = (rec.input("x", &[len])?, rec.input("wanted", &[len])?);
+            rec.want_gradient(&x)?;
+            let loss = loss::mean_squared_error(rec, "out", &x, &wanted)?;
+            rec.backward(&loss)
+        }));
+        all.push(Case::new(format!("clip_norm with norm and sgd {len}"), 1.0, move |rec| {
+            let partials = rec.activation("partials", &[sum_squares::parts(len)])?;
+            let (norm, g) = (rec.activation("norm", &[1])?, rec.activation("g", &[len])?);
+            let (rate, w) = (rec.input("rate", &[1])?, rec.activation("w", &[len])?);
+            sum_squares::record(rec, &g, &partials)?;
+            sum::record(rec, &partials, &norm, 1, true)?;
+            clip_norm::record(rec, &norm, &g, 0.1)?;
+            sgd::record(rec, &rate, &g, &w)
+        }));
+    }
+    all
+}
+
+/// The traps: large arguments, loops beyond 65,535 iterations, tiny numbers, grids beyond 65,535 workgroups.
+fn traps() -> Vec<Case> {
+    vec![
+        Case::new("pre-activations up to 10,000", 1e4, |rec| {
+            let weight = rec.input("weight", &[16, 4])?;
+            let gates = rec.activation("gates", &[3, 2, 16])?;
+            let (h, c) = (rec.activation("h", &[4, 2, 4])?, rec.activation("c", &[4, 2, 4])?);
+            rec.fill(&h, 0.5)?;
+            rec.fill(&c, 30.0)?;
+            lstm_forward::record(rec, Direction::Forward, &weight, None, 0.0, &gates, &h, &c)
+        }),
+        Case::new("a sum over 70,001 terms", 0.05, |rec| {
+            let (a, b) = (rec.input("a", &[70_001, 4])?, rec.input("b", &[70_001, 8])?);
+            let c = rec.activation("out", &[4, 8])?;
+            matmul::record(rec, (&a, true), (&b, false), None, (&c, false))
+        }),
+        Case::new("600,001 rows", 0.02, |rec| {
+            let (x, sums) = (rec.input("x", &[600_001, 1])?, rec.activation("out", &[1])?);
+            sum_rows::record(rec, &x, &sums, false)
+        }),
+        Case::new("denormal numbers make no NaN", 1e-39, |rec| {
+            let (x, y) = (rec.input("x", &[64])?, rec.input("y", &[64])?);
+            let out = rec.activation("out", &[64])?;
+            subtract::record(rec, &x, &y, &out)
+        }),
+        Case::new("17 million elements", 1.0, |rec| {
+            let out = rec.activation("out", &[17_000_003])?;
+            rec.fill(&out, 2.5)
+        }),
+    ]
+}
+
+/// Runs a case on a device, guarded and poisoned, in lock-step with the twins in f64; the worst error over tolerance.
+pub async fn check(device: &Device, case: &Case) -> Result<f64> {
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    (case.record)(&mut rec)?;
+    let plan = Arc::new(rec.finish());
+    let mut reference = Workspace::new_async(&Device::reference(), plan.clone(), &parameters).await?;
+    let mut other = Workspace::guarded_async(device, plan.clone(), &parameters).await?;
+    for workspace in [&mut reference, &mut other] {
+        fill(workspace, &mut Rng::new(5), case.bound, true)?;
+        if plan.slots().iter().any(|s| s.name.split('.').any(|part| part == "out")) {
+            workspace.poison()?;
+        }
+    }
+    let worst = lockstep::run_async(&mut other, &mut reference, F32).await?;
+    other.check_guards_async().await?;
+    Ok(worst)
+}
+
+/// Random values for every input, and for everything else that has a buffer of its own if `all` is asked for.
+fn fill(workspace: &mut Workspace, rng: &mut Rng, bound: f64, all: bool) -> Result<()> {
+    let plan = workspace.plan().clone();
+    for (slot, index) in plan.slots().iter().zip(0..) {
+        let tensor = plan.whole(crate::plan::SlotId(index));
+        match slot.kind {
+            Kind::Tokens { vocab_size, .. } => {
+                let ids: Vec<u32> = (0..slot.len()).map(|_| rng.below(vocab_size) as u32).collect();
+                workspace.write_tokens(&tensor, &ids)?;
+            }
+            kind if slot.storage == Storage::Own && (all || kind == Kind::Input) => {
+                workspace.write(&tensor, &rng.vector(slot.len(), bound))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A model of every layer: LSTM of some form with given state, dense, both losses.
+fn model(config: &LstmConfig, steps: usize, batch: usize) -> Result<(Parameters, Plan)> {
+    let (rng, mut parameters) = (&mut Rng::new(9), Parameters::new());
+    let lstm = config.declare(&mut parameters, "lstm", rng)?;
+    let dense = DenseConfig::new(config.output_size(), 5).declare(&mut parameters, "linear", rng)?;
+    let mut rec = Recorder::new(&parameters);
+    let x = rec.input("x", &[steps, batch, config.input_size])?;
+    rec.want_gradient(&x)?;
+    let mut initial = Vec::new();
+    for (layer, hidden) in config.hidden_sizes.iter().enumerate() {
+        for direction in config.directions() {
+            let mut state = |name: &str| -> Result<Tensor> {
+                let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[batch, *hidden])?;
+                rec.want_gradient(&tensor)?;
+                Ok(tensor)
+            };
+            initial.push(LstmState { h: state("h0")?, c: state("c0")? });
+        }
+    }
+    let out = lstm.record(&mut rec, &x, Some(&initial))?;
+    let logits = dense.record(&mut rec, &out.output)?;
+    let targets = rec.targets("targets", &[steps, batch], 5)?;
+    let entropy = loss::softmax_cross_entropy(&mut rec, "entropy", &logits, &targets)?;
+    let wanted = rec.input("wanted", out.state[0].c.shape())?;
+    let squared = loss::mean_squared_error(&mut rec, "squared", &out.state[0].c, &wanted)?;
+    let total = layers::add(&mut rec, "loss", &entropy.loss, &squared)?;
+    rec.backward(&total)?;
+    let plan = rec.finish();
+    Ok((parameters, plan))
+}
+
+/// Whole models on the device, in lock-step with the twins.
+async fn check_model(device: &Device, config: &LstmConfig, steps: usize, batch: usize) -> Result<f64> {
+    let (parameters, plan) = model(config, steps, batch)?;
+    let plan = Arc::new(plan);
+    let mut reference = Workspace::new_async(&Device::reference(), plan.clone(), &parameters).await?;
+    let mut other = Workspace::guarded_async(device, plan, &parameters).await?;
+    for workspace in [&mut reference, &mut other] {
+        workspace.poison()?;
+        fill(workspace, &mut Rng::new(5), 1.0, false)?;
+    }
+    let worst = lockstep::run_async(&mut other, &mut reference, F32).await?;
+    other.check_guards_async().await?;
+    Ok(worst)
+}
+
+/// The device's gradients of a model against central differences in f64.
+async fn check_gradients(device: &Device, config: &LstmConfig, steps: usize, batch: usize) -> Result<f64> {
+    let (parameters, plan) = model(config, steps, batch)?;
+    let plan = Arc::new(plan);
+    let mut exact = Workspace::new_async(&Device::cpu_f64(), plan.clone(), &parameters).await?;
+    let mut other = Workspace::new_async(device, plan.clone(), &parameters).await?;
+    for workspace in [&mut exact, &mut other] {
+        fill(workspace, &mut Rng::new(5), 1.0, false)?;
+    }
+    other.run_async().await?;
+    let (loss, mut rng, mut worst) = (plan.tensor("loss")?, Rng::new(6), 0.0f64);
+    for slot in plan.slots().iter().filter(|s| matches!(s.kind, Kind::Input | Kind::Parameter)) {
+        let Ok(gradient) = plan.tensor(&gradient_name(&slot.name)) else { continue };
+        let tensor = plan.tensor(&slot.name)?;
+        let found = other.read_async::<f64>(&gradient).await?;
+        let values = exact.read_async::<f64>(&tensor).await?;
+        let element = rng.below(values.len());
+        let mut at = [0.0; 2];
+        for (loss_at, step) in at.iter_mut().zip([1e-5, -1e-5]) {
+            let mut moved = values.clone();
+            moved[element] += step;
+            exact.write(&tensor, &moved)?;
+            exact.run_async().await?;
+            *loss_at = exact.scalar_async(&loss).await?;
+        }
+        exact.write(&tensor, &values)?;
+        let numeric = (at[0] - at[1]) / 2e-5;
+        worst = worst.max(F32.worst(&[found[element]], &[numeric]).1);
+    }
+    Ok(worst)
+}
+
+/// A NaN in the weights must reach the output, in every unit.
+async fn check_nan(device: &Device) -> Result<f64> {
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let weight = rec.activation("weight", &[16, 4])?;
+    let gates = rec.activation("gates", &[1, 1, 16])?;
+    let (h, c) = (rec.activation("h", &[2, 1, 4])?, rec.activation("c", &[2, 1, 4])?);
+    rec.fill(&weight, f32::NAN)?;
+    for tensor in [&gates, &h, &c] {
+        rec.fill(tensor, 0.25)?;
+    }
+    lstm_forward::record(&mut rec, Direction::Forward, &weight, None, 0.0, &gates, &h, &c)?;
+    let mut workspace = Workspace::new_async(device, rec.finish(), &parameters).await?;
+    workspace.run_async().await?;
+    let found = workspace.read_async::<f64>(&h.row(1)?).await?;
+    match found.iter().position(|v| !v.is_nan()) {
+        None => Ok(0.0),
+        Some(index) => {
+            Err(Error::NonFinite { what: "h of NaN weights, which must be NaN".into(), index, value: found[index] })
+        }
+    }
+}
+
+/// Examines a device; see the [module](self). `extra` are cases of your own, for kernels that everloop does not know.
+pub async fn examine_async(device: &Device, extra: &[Case]) -> Report {
+    let mut rows = Vec::new();
+    let mut note = |group, name: String, start: Instant, outcome: Result<f64>| {
+        rows.push(Row { group, name, outcome: outcome.map_err(|e| e.to_string()), time: start.elapsed() });
+    };
+    let classes: &[AdapterClass] = match device.is_gpu() {
+        true => &[AdapterClass::Hardware, AdapterClass::Software],
+        false => &[AdapterClass::Hardware],
+    };
+    let cases = cases();
+    for class in classes {
+        let device = device.clone().with_shaders_for(*class);
+        let shaders = if device.is_gpu() { format!(", {class:?} shaders").to_lowercase() } else { String::new() };
+        // one row for each kernel: its worst case
+        let mut kernels: Vec<&str> = cases.iter().filter_map(|c| c.name.split(' ').next()).collect();
+        kernels.dedup();
+        kernels.sort_unstable();
+        kernels.dedup();
+        for kernel in kernels {
+            let (start, mut worst) = (Instant::now(), Ok(0.0f64));
+            for case in cases.iter().filter(|c| c.name.split(' ').next() == Some(kernel)) {
+                worst = match (worst, check(&device, case).await) {
+                    (Ok(worst), Ok(here)) => Ok(worst.max(here)),
+                    (Err(first), _) => Err(first),
+                    (_, Err(error)) => Err(error),
+                };
+            }
+            note("kernel", format!("{kernel}{shaders}"), start, worst);
+        }
+        let layered = LstmConfig::new(7, 24).with_hidden_sizes(&[24, 17]).with_forget_bias(1.0);
+        for (name, config, steps, batch) in [
+            ("one direction, 2 layers", layered.clone(), 9, 5),
+            ("two directions, joined after layers", layered.clone().with_bidirectional(Join::Layers), 6, 3),
+            ("two directions, joined at the end", layered.with_bidirectional(Join::Stacks), 6, 9),
+            ("one unit, one step", LstmConfig::new(1, 1), 1, 1),
+        ] {
+            let start = Instant::now();
+            let outcome = check_model(&device, &config, steps, batch).await;
+            note("model", format!("{name}{shaders}"), start, outcome);
+            let start = Instant::now();
+            let outcome = check_gradients(&device, &config, steps, batch).await;
+            note("gradient", format!("{name}{shaders}"), start, outcome);
+        }
+        for case in traps() {
+            let start = Instant::now();
+            let outcome = check(&device, &case).await;
+            note("trap", format!("{}{shaders}", case.name), start, outcome);
+        }
+        let start = Instant::now();
+        let outcome = check_nan(&device).await;
+        note("trap", format!("NaN in the weights{shaders}"), start, outcome);
+    }
+    for case in extra {
+        let start = Instant::now();
+        let outcome = check(device, case).await;
+        note("kernel", case.name.clone(), start, outcome);
+    }
+    Report { device: device.to_string(), rows }
+}
+
+/// Blocking [`examine_async`] of everything that everloop knows.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn examine(device: &Device) -> Report {
+    pollster::block_on(examine_async(device, &[]))
+}
