@@ -76,6 +76,16 @@ pub enum Error {
         vocab_size: usize,
     },
 
+    /// A weights file, or a tensor of one, that is refused. The message is one printable line of fewer than 300
+    /// characters, whatever the file holds.
+    #[error("{what}: {cause}")]
+    Weights {
+        /// The tensor, or the file.
+        what: String,
+        /// Why it is refused.
+        cause: String,
+    },
+
     /// No adapter of the kind asked for.
     #[error("choosing a device: wanted {wanted}, found {found}")]
     NoAdapter {

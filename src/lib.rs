@@ -73,6 +73,7 @@ pub mod run;
 pub mod text;
 mod tile;
 pub mod trace;
+pub mod weights;
 
 pub use device::{Device, Precision};
 pub use error::{Error, Result};

@@ -1,0 +1,149 @@
+//! Weights in and out: safetensors under PyTorch's names, and the layouts of other frameworks.
+//!
+//! | | |
+//! |---|---|
+//! | [`Weights`] | a file that has been read and checked: tensors by name |
+//! | [`Weights::import`] | fills declared [`Parameters`] by PyTorch's names, under any prefix |
+//! | [`ImportReport`] | what was matched, unused or missing; printing it gives a table |
+//! | [`Weights::survey`] | what LSTMs a file holds, guessed from names and shapes |
+//! | [`save`], [`save_arrays`], [`to_bytes`] | a file that `torch.load_state_dict(strict=True)` takes |
+//! | [`layout`] | gate orders and bias rules of Keras, TensorFlow, ONNX, Deep-Breathe, and the textbook's twelve arrays |
+//!
+//! ```
+//! use everloop::weights::{self, Export, Import, Weights};
+//! use everloop::{Parameters, Rng, layers::LstmConfig};
+//! # fn main() -> everloop::Result<()> {
+//! let mut parameters = Parameters::new();
+//! LstmConfig::new(3, 4).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+//! let bytes = weights::to_bytes(&parameters, &Export::new().with_prefix("encoder"))?;
+//! let file = Weights::from_bytes(&bytes)?; // Weights::open reads a file
+//! assert_eq!(file.get("encoder.lstm.weight_ih_l0").unwrap().shape(), [16, 3]);
+//! let report = file.import(&mut parameters, &Import::new().with_prefix("encoder"))?;
+//! assert!(report.is_complete());
+//! # Ok(()) }
+//! ```
+//!
+//! # What is refused
+//!
+//! A file is untrusted. Only regular files are read; the header's length is checked against the file before anything
+//! is allocated; the header is strict JSON, without unknown fields, and every name stands once; the tensors cover the
+//! data without holes or overlaps, and no shape overflows. What loads is what the reference parser (the crate
+//! `safetensors`) reads; some of what that accepts is refused here: duplicate names, unknown fields, blanks before the
+//! header's brace, and headers of so many almost empty tensors that their index would need more than 1 MiB above the
+//! file's size. Reading allocates at most the file's size and 1 MiB.
+//!
+//! # Fuzzing
+//!
+//! `fuzz/fuzz_targets/weights.rs` holds the loader against the reference parser with libFuzzer, from the files in
+//! `fuzz/corpus/weights`. It needs a C++ compiler, and no nightly Rust:
+//!
+//! ```sh
+//! cd fuzz && mkdir -p found
+//! RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+//!     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+//!     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
+//!     cargo run --release --target x86_64-unknown-linux-gnu --bin weights -- \
+//!     found corpus/weights -max_total_time=60 -max_len=4096 -rss_limit_mb=512
+//! ```
+//!
+//! New inputs go into the first folder.
+
+mod dtype;
+#[cfg(not(target_arch = "wasm32"))]
+mod file;
+mod header;
+mod import;
+pub mod layout;
+mod message;
+mod survey;
+mod write;
+
+pub use dtype::{Dtype, bf16_to_f64, f16_to_f64};
+pub use header::TensorInfo;
+pub use import::{Import, ImportReport, Line, Status};
+pub use survey::{Found, Survey};
+pub use write::{Array, Export, arrays_to_bytes, to_bytes};
+#[cfg(not(target_arch = "wasm32"))]
+pub use write::{save, save_arrays};
+
+#[cfg(doc)]
+use crate::Parameters;
+use crate::error::Result;
+use header::Header;
+
+/// A safetensors file in memory, checked.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    header: Header,
+    data: Vec<u8>,
+}
+
+impl Weights {
+    /// Checks the bytes of a file. Errors: see [what is refused](self#what-is-refused).
+    pub fn from_bytes(bytes: &[u8]) -> Result<Weights> {
+        let (first, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| too_short(bytes.len() as u64))?;
+        let len = header::length(*first, bytes.len() as u64)?;
+        // `length` has compared it with the bytes that are there
+        let (header, data) = rest.split_at(len as usize);
+        let header = header::parse(header, data.len() as u64)?;
+        Ok(Weights { header, data: data.to_vec() })
+    }
+
+    /// Reads and checks a file. Errors: not a regular file (a folder, pipe or device is never opened), cannot be
+    /// read, or [refused](self#what-is-refused).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Weights> {
+        let (header, data) = file::read(path.as_ref())?;
+        Ok(Weights { header, data })
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.header.tensors
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        let index = self.header.tensors.binary_search_by(|t| t.name().cmp(name)).ok()?;
+        self.header.tensors.get(index)
+    }
+
+    /// The file's `__metadata__`: pairs of key and text, sorted.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.header.metadata.iter().map(|(key, value)| (&**key, &**value))
+    }
+
+    /// The little-endian bytes of a tensor of this file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        self.data.get(tensor.start as usize..tensor.end as usize).unwrap_or_default()
+    }
+
+    /// The values of a tensor, row-major; F16, BF16, F32 and F64 convert exactly, NaN and infinities as they are.
+    /// Errors: no tensor of this name, or of another type.
+    pub fn values(&self, name: &str) -> Result<Vec<f64>> {
+        let tensor = self.get(name).ok_or_else(|| message::tensor(name, "is not in the file"))?;
+        match tensor.dtype().is_float() {
+            true => Ok(self.floats(tensor).collect()),
+            false => Err(message::tensor(name, not_a_float(tensor.dtype()))),
+        }
+    }
+
+    fn floats(&self, tensor: &TensorInfo) -> impl Iterator<Item = f64> + '_ {
+        tensor.dtype().values(self.bytes(tensor))
+    }
+
+    /// Position and value of the first NaN or infinity, and how many there are; `None` where all are finite.
+    pub fn first_non_finite(&self, tensor: &TensorInfo) -> Option<(usize, f64, usize)> {
+        let mut found = self.floats(tensor).enumerate().filter(|(_, v)| !v.is_finite());
+        let (index, value) = found.next()?;
+        Some((index, value, 1 + found.count()))
+    }
+}
+
+fn too_short(len: u64) -> crate::Error {
+    message::file(format!("{len} bytes are too few: the header's length alone takes 8"))
+}
+
+fn not_a_float(dtype: Dtype) -> String {
+    format!("is {}; F16, BF16, F32 and F64 can be weights", dtype.name())
+}

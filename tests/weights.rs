@@ -1,0 +1,944 @@
+//! Weights files: what is read, what is refused, what is written, and the layouts of other frameworks.
+
+use everloop::layers::{DenseConfig, Join, LstmConfig};
+use everloop::optimizer::SgdConfig;
+use everloop::plan::Direction;
+use everloop::weights::layout::{self, Layer, Layout, TEXTBOOK};
+use everloop::weights::{self, Array, Export, Import, Status, Weights};
+use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, loss};
+use safetensors::{SafeTensors, tensor::TensorView};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Counts what is allocated, for `memory_is_bounded`.
+#[global_allocator]
+static ALLOCATED: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+/// A folder of its own for a test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("everloop-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn file(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+/// A legal file with everything the format has: metadata, escapes, small types, an empty tensor, a scalar, blanks.
+fn legal() -> Vec<u8> {
+    let header = r#"{"__metadata__":{"format":"pt","a\tb":""}, "w\u0041":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},
+        "é":{"shape":[],"dtype":"BF16","data_offsets":[8,10]},"4":{"data_offsets":[10,11],"dtype":"F4","shape":[2]},
+        "n":{"dtype":"I64","shape":[0,3],"data_offsets":[11,11]},"h":{"dtype":"F16","shape":[1],"data_offsets":[11,13]}}  "#;
+    file(header, &[0, 0, 128, 63, 0, 0, 0, 192, 128, 63, 0x21, 0, 0x3c])
+}
+
+/// Ours and the reference parser's answer to the same bytes: ours is the same, or a refusal in one short line.
+/// Gives (we read it, the reference parser reads it).
+fn agree(bytes: &[u8]) -> (bool, bool) {
+    let reference = SafeTensors::deserialize(bytes);
+    match Weights::from_bytes(bytes) {
+        Ok(ours) => {
+            let reference = reference.unwrap_or_else(|e| panic!("read, and refused by the reference parser: {e}"));
+            assert_eq!(ours.tensors().len(), reference.len());
+            for tensor in ours.tensors() {
+                let view = reference.tensor(tensor.name()).unwrap();
+                assert_eq!(view.dtype().to_string(), tensor.dtype().name());
+                assert_eq!((view.shape(), view.data()), (tensor.shape(), ours.bytes(tensor)));
+            }
+            let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
+            let metadata: BTreeMap<_, _> = header.metadata().iter().flatten().collect();
+            assert!(metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).eq(ours.metadata()));
+            (true, true)
+        }
+        Err(error) => {
+            check_message(&error.to_string());
+            (false, reference.is_ok())
+        }
+    }
+}
+
+fn check_message(text: &str) {
+    assert!(text.len() < 300 && !text.chars().any(char::is_control), "{text:?}");
+}
+
+#[test]
+fn every_truncation_and_every_changed_byte_of_the_header_is_refused_or_read_as_the_reference_does() {
+    let s01 = std::fs::read(format!("{FIXTURES}/pytorch/s01_basic.weights.safetensors")).unwrap();
+    for legal in [legal(), s01] {
+        assert_eq!(agree(&legal), (true, true));
+        for len in 0..legal.len() {
+            assert_eq!(agree(&legal[..len]), (false, false), "cut to {len} bytes");
+        }
+        assert_eq!(agree(&[&legal[..], &[0]].concat()), (false, false));
+        let header = 8 + u64::from_le_bytes(legal[..8].try_into().unwrap()) as usize;
+        let (mut read, mut stricter) = (0, 0);
+        for at in 0..header {
+            let mut bytes = legal.clone();
+            for value in 0..=255 {
+                bytes[at] = value;
+                let (ours, reference) = agree(&bytes);
+                read += ours as usize;
+                stricter += (!ours && reference) as usize;
+            }
+        }
+        println!("{} changes: {read} read, {stricter} refused that the reference parser reads", header * 256);
+        assert!(read > header, "every byte's own value is among them");
+    }
+}
+
+#[test]
+fn random_damage_is_refused_or_read_as_the_reference_does() {
+    let (legal, mut rng) = (legal(), Rng::new(7));
+    let pieces = [&b"\""[..], b"{", b"}", b"[", b"]", b",", b":", b"\\u0041", b"\\ud83d\\ude00", b"-1", b"1e1", b"0.0"];
+    let pieces = [&pieces[..], &[b" ", b"18446744073709551616", b"\xff", b"null", b"\\", b"\"a\":1,"]].concat();
+    for _ in 0..200_000 {
+        let mut header = legal[8..].to_vec();
+        for _ in 0..1 + rng.below(3) {
+            let at = rng.below(header.len() - 13);
+            match rng.below(4) {
+                0 => header[at] = rng.below(256) as u8,
+                1 => drop(header.drain(at..at + rng.below(4))),
+                2 => drop(header.splice(at..at, pieces[rng.below(pieces.len())].iter().copied())),
+                _ => drop(header.splice(at..at + 1, pieces[rng.below(pieces.len())].iter().copied())),
+            }
+        }
+        let len = (header.len() - 13) as u64;
+        agree(&[&len.to_le_bytes()[..], &header].concat());
+    }
+}
+
+#[test]
+fn the_corpus_of_the_fuzz_target_is_refused_or_read_as_the_reference_does() {
+    let Ok(folder) = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/weights")) else {
+        return eprintln!("skipped: no fuzz/corpus here, as in the packed crate");
+    };
+    let read = folder.map(|entry| agree(&std::fs::read(entry.unwrap().path()).unwrap()).0).filter(|read| *read).count();
+    assert!(read >= 10, "only {read} files of the corpus are read");
+}
+
+#[test]
+fn illegal_headers_are_refused_by_name_and_cause() {
+    let one = |entries: &str, data: usize| file(&format!("{{{entries}}}"), &vec![0; data]);
+    let u8_at = |name: &str, start, end| {
+        format!(r#""{name}":{{"dtype":"U8","shape":[{}],"data_offsets":[{start},{end}]}}"#, end - start)
+    };
+    let (a, b) = (u8_at("a", 0, 2), u8_at("b", 2, 4));
+    for (bytes, wanted) in [
+        (one(&format!("{a},{a}"), 2), "tensor `a`: the name stands twice"),
+        (one(&format!("{a},{}", a.replace("\"a\"", "\"\\u0061\"")), 2), "tensor `a`: the name stands twice"),
+        (one(&format!("{a},{}", u8_at("b", 3, 5)), 5), "tensor `b`: its data starts at 3: a hole"),
+        (one(&format!("{a},{}", u8_at("b", 1, 3)), 3), "tensor `b`: its data starts at 1: an overlap"),
+        (one(&format!("{a},{b}"), 5), "tensor `b`: the tensors end at byte 4 of the data, the file has 5"),
+        (one(&format!("{a},{b}"), 3), "tensor `b`: the tensors end at byte 4 of the data, the file has 3"),
+        (one(&a.replace("[0,2]", "[2,0]"), 2), "tensor `a`: its data ends at 0, before its start"),
+        (one(&a.replace("[2]", "[3]"), 2), "tensor `a`: shape [3] of U8 needs 3 bytes, its offsets span 2"),
+        (one(&a.replace("[2]", "[4294967296,4294967296]"), 2), "tensor `a`: shape [4294967296, 4294967296] of U8 over"),
+        (one(&a.replace("[2]", "[2305843009213693952]").replace("U8", "F64"), 2), "tensor `a`: shape"),
+        (one(&a.replace("[2]", "[1]").replace("U8", "F4"), 2), "tensor `a`: shape [1] of F4 is no whole number"),
+        (one(&a.replace("U8", "U9"), 2), "tensor `a`: unknown dtype `U9`"),
+        (one(&a.replace("\"shape\"", "\"shapes\""), 2), "tensor `a`: unknown field `shapes`"),
+        (one(&a.replace("\"shape\":[2],", ""), 2), "tensor `a`: `shape` is missing"),
+        (one(&a.replace("\"shape\":[2],", "\"shape\":[2],\"shape\":[2],"), 2), "tensor `a`: the field `shape` stands"),
+        (one(&a.replace("[0,2]", "[0,2,2]"), 2), "tensor `a`: byte"),
+        (one(&a.replace("[2]", "[2.0]"), 2), "tensor `a`: byte"),
+        (one(&a.replace("[2]", "[-2]"), 2), "tensor `a`: byte"),
+        (one(&a.replace("[2]", "[02]"), 2), "tensor `a`: byte"),
+        (one(r#""__metadata__":{},"__metadata__":{}"#, 0), "tensor `__metadata__`: the name stands twice"),
+        (one(r#""__metadata__":{"k":"","k":""}"#, 0), "tensor `__metadata__`: the key `k` stands twice"),
+        (one(r#""__metadata__":{"k":1}"#, 0), "weights file: byte 21 of the header: expected a string"),
+        (file("{},", &[]), "weights file: byte 2 of the header: expected nothing but blanks"),
+        (file(" {}", &[]), "weights file: the header does not begin with `{`"),
+        (file("", &[]), "weights file: the header does not begin with `{`"),
+        (100_000_001u64.to_le_bytes().to_vec(), "weights file: the header's length is given as 100000001 bytes, the l"),
+        (9u64.to_le_bytes().to_vec(), "weights file: the header's length is given as 9 bytes, the file has 8"),
+        (vec![0; 7], "weights file: 7 bytes are too few"),
+        ([&1u64.to_le_bytes()[..], &[0xff]].concat(), "weights file: the header is not UTF-8 at byte 0"),
+    ] {
+        let message = Weights::from_bytes(&bytes).unwrap_err().to_string();
+        assert!(message.starts_with(wanted), "{message}\n{wanted}");
+        check_message(&message);
+    }
+    let hostile = "\\n\\u202e".repeat(10_000) + &"é".repeat(10_000);
+    check_message(&Weights::from_bytes(&one(&u8_at(&hostile, 1, 2), 2)).unwrap_err().to_string());
+}
+
+#[test]
+fn only_regular_files_are_opened() {
+    let folder = Folder::new("regular");
+    let refused = |path: &Path, wanted: &str| {
+        let message = Weights::open(path).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message}");
+        check_message(&message);
+    };
+    refused(&folder.0, "is a folder");
+    refused(&folder.0.join("nothing"), "No such file");
+    refused(&folder.0.join("x".repeat(200) + "\n"), "\\n");
+    std::fs::write(folder.0.join("empty"), []).unwrap();
+    refused(&folder.0.join("empty"), "0 bytes are too few");
+    std::fs::write(folder.0.join("legal"), legal()).unwrap();
+    assert_eq!(Weights::open(folder.0.join("legal")).unwrap().tensors().len(), 5);
+    #[cfg(unix)]
+    {
+        let pipe = folder.0.join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        refused(&pipe, "is not a regular file");
+        refused(Path::new("/dev/zero"), "is not a regular file");
+        std::os::unix::fs::symlink(&pipe, folder.0.join("link")).unwrap();
+        refused(&folder.0.join("link"), "is not a regular file");
+        std::os::unix::fs::symlink("legal", folder.0.join("good")).unwrap();
+        assert!(Weights::open(folder.0.join("good")).is_ok());
+    }
+}
+
+/// In a process of its own, where no other test allocates.
+#[test]
+fn memory_is_bounded() {
+    if std::env::var_os("EVERLOOP_MEMORY_TEST").is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "memory_is_bounded", "--test-threads=1", "--nocapture"]);
+        let output = child.env("EVERLOOP_MEMORY_TEST", "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let folder = Folder::new("memory");
+    let entry = |n: usize, start: usize, len: usize| {
+        format!(r#""{n}":{{"dtype":"U8","shape":[{len}],"data_offsets":[{start},{}]}}"#, start + len)
+    };
+    let many = |count: usize, len: usize| {
+        let entries: Vec<String> = (0..count).map(|n| entry(n, n * len, len)).collect();
+        file(&format!("{{{}}}", entries.join(",")), &vec![0; count * len])
+    };
+    let name = "\\n".repeat(2_000_000);
+    let pairs: Vec<String> = (0..400_000).map(|n| format!(r#""{n}":"""#)).collect();
+    let ones = vec!["1"; 2_000_000].join(",");
+    let cases = [
+        (legal(), true),
+        (many(1, 30 << 20), true),
+        (many(8_000, 0), true),
+        (many(50_000, 100), true),
+        (many(200_000, 0), false),
+        (file(&format!(r#"{{"{name}":{{"dtype":"U8","shape":[],"data_offsets":[0,1]}}}}"#), &[0]), false),
+        (file(&format!(r#"{{"__metadata__":{{{}}}}}"#, pairs.join(",")), &[]), false),
+        (file(&format!(r#"{{"a":{{"dtype":"U8","shape":[{ones}],"data_offsets":[0,1]}}}}"#), &[0]), false),
+        (file(&"{".repeat(3 << 20), &[]), false),
+        (file(&format!("{{\"{}", "{".repeat(3 << 20)), &[]), false),
+        (file(&"[".repeat(3 << 20), &[]), false),
+        (99_999_999u64.to_le_bytes().to_vec(), false),
+    ];
+    for (number, (bytes, legal)) in cases.into_iter().enumerate() {
+        let path = folder.0.join(number.to_string());
+        std::fs::write(&path, &bytes).unwrap();
+        let measured = |read: &dyn Fn() -> Result<Weights>| {
+            let before = ALLOCATED.current_usage();
+            ALLOCATED.reset_peak_usage();
+            let result = read();
+            (ALLOCATED.peak_usage() - before, result.map(drop))
+        };
+        for (peak, result) in [measured(&|| Weights::from_bytes(&bytes)), measured(&|| Weights::open(&path))] {
+            assert!(peak <= bytes.len() + (1 << 20), "case {number}: {peak} bytes for a file of {}", bytes.len());
+            assert_eq!(result.is_ok(), legal, "case {number}: {result:?}");
+        }
+    }
+}
+
+#[test]
+fn half_precision_converts_exactly() {
+    for bits in 0..=u16::MAX {
+        for (ours, reference) in [
+            (weights::f16_to_f64(bits), half::f16::from_bits(bits).to_f64()),
+            (weights::bf16_to_f64(bits), half::bf16::from_bits(bits).to_f64()),
+        ] {
+            assert!(ours.to_bits() == reference.to_bits() || ours.is_nan() && reference.is_nan(), "{bits:#x}");
+        }
+    }
+    let read = Weights::from_bytes(&legal()).unwrap();
+    assert_eq!(read.values("wA").unwrap(), [1.0, -2.0]);
+    assert_eq!((read.values("é").unwrap(), read.values("h").unwrap()), (vec![1.0], vec![1.0]));
+    assert!(read.values("4").unwrap_err().to_string().contains("tensor `4`: is F4"));
+    assert!(read.values("m").unwrap_err().to_string().contains("tensor `m`: is not in the file"));
+}
+
+fn model(seed: u64) -> (Parameters, everloop::layers::Lstm) {
+    let mut parameters = Parameters::new();
+    let config = LstmConfig::new(3, 4).with_layers(2).with_bidirectional(Join::Layers);
+    let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(seed)).unwrap();
+    DenseConfig::new(8, 2).declare(&mut parameters, "linear", &mut Rng::new(seed)).unwrap();
+    (parameters, lstm)
+}
+
+/// The parameters as f32 holds them.
+fn rounded(parameters: &Parameters) -> Vec<f64> {
+    parameters.block().iter().map(|v| *v as f32 as f64).collect()
+}
+
+#[test]
+fn what_is_saved_is_read_and_is_what_the_reference_writes() {
+    let (parameters, _) = model(1);
+    for prefix in ["", "encoder", "a.b."] {
+        let bytes = weights::to_bytes(&parameters, &Export::new().with_prefix(prefix)).unwrap();
+        assert_eq!(agree(&bytes), (true, true));
+        let dot = prefix.trim_end_matches('.').to_string() + if prefix.is_empty() { "" } else { "." };
+        let data: Vec<(String, Vec<usize>, Vec<u8>)> = parameters
+            .iter()
+            .map(|p| {
+                let values = parameters.get(&p.name).unwrap();
+                let bytes = values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+                (format!("{dot}{}", p.name), p.shape.clone(), bytes)
+            })
+            .collect();
+        let views = data.iter().map(|(name, shape, bytes)| {
+            (name.clone(), TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+        });
+        let metadata = [("format".to_string(), "pt".to_string())].into();
+        assert_eq!(bytes, safetensors::serialize(views, Some(metadata)).unwrap());
+
+        let (mut other, _) = model(2);
+        let report = Weights::from_bytes(&bytes).unwrap();
+        let report = report.import(&mut other, &Import::new().with_prefix(prefix)).unwrap();
+        assert!(report.is_complete());
+        assert_eq!(other.block(), rounded(&parameters));
+        let text = report.to_string();
+        assert!(text.contains("18 matched, 0 missing") && text.contains("gates i,f,g,o; bias: two vectors"), "{text}");
+    }
+    let bytes = weights::to_bytes(&parameters, &Export::new().with_f64()).unwrap();
+    let (mut other, _) = model(2);
+    Weights::from_bytes(&bytes).unwrap().import(&mut other, &Import::new()).unwrap();
+    assert_eq!(other, parameters);
+}
+
+#[test]
+fn pytorchs_files_are_taken_and_mismatches_refused_by_name() {
+    let open = |name: &str| Weights::open(format!("{FIXTURES}/pytorch/{name}.weights.safetensors")).unwrap();
+    let s03 = open("s03_l2_bi_bf");
+    let found = s03.survey().lstms.remove(0);
+    assert_eq!((found.hidden_sizes.len(), found.directions, found.join, found.bias), (2, 2, Some(Join::Layers), true));
+    let mut parameters = Parameters::new();
+    found.config().unwrap().declare(&mut parameters, "encoder.lstm", &mut Rng::new(1)).unwrap();
+    let before = parameters.clone();
+    let refused = |parameters: &mut Parameters, weights: &Weights, import: &Import| {
+        let message = weights.import(parameters, import).unwrap_err().to_string();
+        check_message(&message);
+        assert_eq!(*parameters, before);
+        message
+    };
+    let message = refused(&mut parameters, &s03, &Import::new());
+    let wanted =
+        "tensor `encoder.lstm.weight_ih_l0`: is missing from the file; the closest name there is `weight_ih_l0`";
+    assert!(message.starts_with(wanted), "{message}");
+    s03.import(&mut parameters, &Import::new().with_part("encoder.lstm")).unwrap();
+    assert_eq!(parameters.get("encoder.lstm.bias_hh_l1_reverse").unwrap(), s03.values("bias_hh_l1_reverse").unwrap());
+
+    let mut parameters = before.clone();
+    let s01 = open("s01_basic");
+    let part = Import::new().with_part("encoder.lstm");
+    let message = refused(&mut parameters, &s01, &part.clone().with_missing());
+    assert!(
+        message.starts_with("tensor `weight_ih_l0`: has shape [") && message.contains("declared is ["),
+        "{message}"
+    );
+    let report = s01.import(&mut parameters, &part.with_missing().with_unfit()).unwrap();
+    assert_eq!(report.count(|s| *s == Status::Matched), 0);
+    assert_eq!(parameters, before);
+
+    let (mut parameters, _) = model(1);
+    let bytes = weights::to_bytes(&parameters, &Export::new().with_prefix("encoder")).unwrap();
+    let whole = Weights::from_bytes(&bytes).unwrap();
+    let mut smaller = Parameters::new();
+    LstmConfig::new(3, 4).declare(&mut smaller, "lstm", &mut Rng::new(3)).unwrap();
+    let import = Import::new().with_prefix("encoder");
+    let message = whole.import(&mut smaller, &import).unwrap_err().to_string();
+    assert!(message.contains("is taken by no parameter (0 missing, 14 unused)"), "{message}");
+    whole.import(&mut smaller, &import.clone().with_unused()).unwrap();
+    // with the longer prefix the rest of the file is outside, and no mismatch
+    let mut bare = Parameters::new();
+    DenseConfig::new(8, 2).declare(&mut bare, "", &mut Rng::new(3)).unwrap();
+    let report = whole.import(&mut bare, &Import::new().with_prefix("encoder.linear")).unwrap();
+    assert_eq!((report.is_complete(), report.count(|s| *s == Status::Outside)), (true, 16));
+    assert!(whole.import(&mut parameters, &import.with_part("no")).unwrap_err().to_string().contains("taken by no"));
+    assert!(whole.import(&mut Parameters::new(), &Import::new().with_unused()).is_err());
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_reported_and_not_imported() {
+    let header = r#"{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"k":{"dtype":"I32","shape":[1],"data_offsets":[12,16]}}"#;
+    let data: Vec<u8> = [1.0, f32::NAN, f32::INFINITY, 0.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let read = Weights::from_bytes(&file(header, &data)).unwrap();
+    let text = read.survey().to_string();
+    assert!(text.contains("x [3] F32 12 bytes; NOT FINITE: 2 values, the first is NaN at element 1"), "{text}");
+    let mut parameters = Parameters::new();
+    parameters.declare("x", &[3], vec![0.0; 3]).unwrap();
+    parameters.declare("k", &[1], vec![0.0]).unwrap();
+    let message = read.import(&mut parameters, &Import::new()).unwrap_err().to_string();
+    assert_eq!(message, "tensor `x`: element 1 is NaN; 2 of its values are not finite");
+    let report = read.import(&mut parameters, &Import::new().with_unfit()).unwrap().to_string();
+    assert!(report.contains("unfit") && report.contains("is I32; F16, BF16, F32 and F64 can be weights"), "{report}");
+    assert_eq!(parameters.get("x").unwrap(), [0.0; 3]);
+}
+
+#[test]
+fn names_and_values_that_cannot_be_saved_are_refused() {
+    let array = |name: &str, value: f64| Array { name: name.into(), shape: vec![1], values: vec![value] };
+    let refused = |arrays: &[Array], export: &Export| {
+        let message = weights::arrays_to_bytes(arrays, export).unwrap_err().to_string();
+        check_message(&message);
+        message
+    };
+    let plain = Export::new();
+    assert!(refused(&[array("", 0.0)], &plain).contains("empty name"));
+    assert!(refused(&[array("", 0.0)], &plain.clone().with_prefix("a")).contains("empty name"));
+    assert!(refused(&[array("__metadata__", 0.0)], &plain).contains("tensor `__metadata__`: is the format's own name"));
+    assert!(refused(&[array("a", 0.0), array("a", 1.0)], &plain).contains("tensor `a`: two tensors"));
+    assert!(refused(&[array("a", f64::NAN)], &plain).contains("tensor `a`: element 0 is NaN"));
+    assert!(refused(&[array("a", 1e39)], &plain).contains("tensor `a`: element 0 is 1e39, no finite F32"));
+    assert!(refused(&[Array { shape: vec![2], ..array("a", 0.0) }], &plain).contains("does not fit its 1 values"));
+    let odd = "\"\\\n\u{1}é\u{1f600}";
+    let bytes = weights::arrays_to_bytes(&[array(odd, 1e39)], &plain.with_f64()).unwrap();
+    assert_eq!(agree(&bytes), (true, true));
+    assert_eq!(Weights::from_bytes(&bytes).unwrap().values(odd).unwrap(), [1e39]);
+}
+
+#[test]
+fn saving_replaces_the_whole_file_or_nothing() {
+    let folder = Folder::new("save");
+    let (parameters, _) = model(1);
+    let (path, bytes) = (folder.0.join("w"), weights::to_bytes(&parameters, &Export::new()).unwrap());
+    weights::save(&path, &parameters, &Export::new()).unwrap();
+    assert_eq!((folder.names(), std::fs::read(&path).unwrap()), (vec!["w".to_string()], bytes.clone()));
+
+    // refused before anything is touched, and in the midst of it: the old file stays, nothing else is left
+    let mut unsafe_name = Parameters::new();
+    unsafe_name.declare("__metadata__", &[1], vec![0.0]).unwrap();
+    assert!(weights::save(&path, &unsafe_name, &Export::new()).is_err());
+    assert!(weights::save(folder.0.join("no/w"), &parameters, &Export::new()).is_err());
+    assert!(weights::save(&folder.0, &parameters, &Export::new()).is_err());
+    assert!(weights::save("", &parameters, &Export::new()).is_err());
+    assert!(weights::save(folder.0.join("w/x"), &parameters, &Export::new()).is_err());
+    // a name that the temporary file can have and the real one cannot: the rename fails
+    assert!(weights::save(folder.0.join("x".repeat(300)), &parameters, &Export::new()).is_err());
+    assert_eq!((folder.names(), std::fs::read(&path).unwrap()), (vec!["w".to_string()], bytes.clone()));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        for mode in [0o600, 0o640, 0o444, 0o755] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            weights::save(&path, &parameters, &Export::new().with_f64()).unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
+        }
+        std::fs::create_dir(folder.0.join("sub")).unwrap();
+        symlink("../w", folder.0.join("sub/link")).unwrap();
+        weights::save(folder.0.join("sub/link"), &parameters, &Export::new()).unwrap();
+        assert!(std::fs::symlink_metadata(folder.0.join("sub/link")).unwrap().is_symlink());
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        symlink("new", folder.0.join("dangling")).unwrap();
+        weights::save(folder.0.join("dangling"), &parameters, &Export::new()).unwrap();
+        assert_eq!(std::fs::read(folder.0.join("new")).unwrap(), bytes);
+        symlink("round", folder.0.join("round")).unwrap();
+        assert!(weights::save(folder.0.join("round"), &parameters, &Export::new()).is_err());
+        let pipe = folder.0.join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(weights::save(&pipe, &parameters, &Export::new()).is_err());
+
+        let closed = folder.0.join("closed");
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o555)).unwrap();
+        match std::fs::write(closed.join("probe"), []) {
+            Ok(()) => eprintln!("skipped: this user may write into any folder"),
+            Err(_) => {
+                let message = weights::save(closed.join("w"), &parameters, &Export::new()).unwrap_err().to_string();
+                assert!(message.contains("creating a temporary file beside it"), "{message}");
+            }
+        }
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // a disk that is full
+    if Path::new("/dev/full").exists() {
+        assert!(weights::save("/dev/full", &parameters, &Export::new()).is_err());
+    }
+    assert!(folder.names().iter().all(|name| !name.ends_with(".tmp")));
+}
+
+/// The order of system calls, where `strace` is there to tell.
+#[test]
+fn saving_syncs_before_and_after_the_rename() {
+    let folder = Folder::new("strace");
+    let (parameters, _) = model(1);
+    if let Some(path) = std::env::var_os("EVERLOOP_SAVE_TO") {
+        return weights::save(path, &parameters, &Export::new()).unwrap();
+    }
+    let target = folder.0.join("w");
+    let mut child = std::process::Command::new("strace");
+    child.args(["-f", "-e", "trace=openat,fsync,fdatasync,rename,renameat,renameat2"]);
+    child.arg(std::env::current_exe().unwrap());
+    child.args(["--exact", "saving_syncs_before_and_after_the_rename", "--test-threads=1"]);
+    let Ok(output) = child.env("EVERLOOP_SAVE_TO", &target).output() else {
+        return eprintln!("skipped: no strace here");
+    };
+    let text = String::from_utf8_lossy(&output.stderr).to_string();
+    if !target.exists() {
+        return eprintln!("skipped: strace does not work here");
+    }
+    let calls: Vec<&str> = text.lines().skip_while(|l| !(l.contains(".tmp") && l.contains("O_EXCL"))).collect();
+    let at = |call: &str, from: usize| from + calls[from..].iter().position(|l| l.contains(call)).expect(call);
+    let renamed = at("rename", at("fsync(", 0));
+    at("fsync(", renamed);
+}
+
+fn all_layouts() -> [Layout; 6] {
+    let forget_bias = 1.0;
+    [
+        Layout::PyTorch,
+        Layout::Keras,
+        Layout::TensorFlow { forget_bias },
+        Layout::Onnx,
+        Layout::DeepBreathe { forget_bias },
+        Layout::Textbook { forget_bias },
+    ]
+}
+
+fn random_layer(rng: &mut Rng, input: usize, hidden: usize, forget_bias: f64) -> Layer {
+    let mut vector = |len: usize| rng.vector(len, 1.0);
+    let (weight_ih, weight_hh) = (vector(4 * hidden * input), vector(4 * hidden * hidden));
+    let bias = Some([vector(4 * hidden), vector(4 * hidden)]);
+    Layer { input_size: input, hidden_size: hidden, weight_ih, weight_hh, bias, forget_bias }
+}
+
+/// i, f, g, o before activation, for each unit: what every layout must agree on.
+fn gates(layer: &Layer, x: &[f64], h: &[f64]) -> Vec<f64> {
+    let dot = |w: &[f64], v: &[f64]| w.iter().zip(v).map(|(a, b)| a * b).sum::<f64>();
+    let (input, hidden) = (layer.input_size, layer.hidden_size);
+    let gate = |row: usize| {
+        let bias = layer.bias.as_ref().map_or(0.0, |[ih, hh]| ih[row] + hh[row]);
+        let forget = if row / hidden == 1 { layer.forget_bias } else { 0.0 };
+        let (ih, hh) = (&layer.weight_ih[row * input..][..input], &layer.weight_hh[row * hidden..][..hidden]);
+        dot(ih, x) + dot(hh, h) + bias + forget
+    };
+    (0..4 * hidden).map(gate).collect()
+}
+
+#[test]
+fn layouts_round_trip_and_mean_the_same_layer() {
+    let mut rng = Rng::new(5);
+    for layout in all_layouts() {
+        for (input, hidden) in [(1, 1), (3, 2), (2, 5)] {
+            for forget_bias in [0.0, 1.0] {
+                let layer = random_layer(&mut rng, input, hidden, forget_bias);
+                for layer in [layer.clone(), Layer { bias: None, ..layer }] {
+                    let arrays = layout.write(std::slice::from_ref(&layer)).unwrap();
+                    assert!(arrays.iter().all(|a| a.shape.iter().product::<usize>() == a.values.len()));
+                    let read = layout.read(&arrays).unwrap().remove(0);
+                    assert_eq!(layout.write(std::slice::from_ref(&read)).unwrap(), arrays, "{layout:?}");
+                    let (x, h) = (rng.vector(input, 1.0), rng.vector(hidden, 1.0));
+                    let (before, after) = (gates(&layer, &x, &h), gates(&read, &x, &h));
+                    // sums of the same few numbers in another order
+                    assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-14), "{layout:?}");
+                }
+            }
+        }
+    }
+    let pair = [random_layer(&mut rng, 3, 2, 0.0), random_layer(&mut rng, 3, 2, 0.0)];
+    let arrays = Layout::Onnx.write(&pair).unwrap();
+    assert_eq!(arrays[0].shape, [2, 8, 3]);
+    assert_eq!(Layout::Onnx.read(&arrays).unwrap(), pair);
+    assert!(Layout::Keras.write(&pair).is_err());
+    // planted: two gates swapped are seen by the comparison above
+    let (x, h) = (rng.vector(3, 1.0), rng.vector(2, 1.0));
+    let mut swapped = pair[0].clone();
+    swapped.weight_ih[6..18].rotate_left(6);
+    let (right, wrong) = (gates(&pair[0], &x, &h), gates(&swapped, &x, &h));
+    assert!(right[2..6].iter().zip(&wrong[2..6]).all(|(a, b)| (a - b).abs() > 1e-3));
+}
+
+#[test]
+fn gate_orders_stand_where_the_frameworks_have_them() {
+    // one unit, one input: row p of our layout holds the number p, so each array spells its own order
+    let layer = Layer {
+        weight_ih: vec![1.0, 2.0, 3.0, 4.0],
+        weight_hh: vec![-1.0, -2.0, -3.0, -4.0],
+        bias: Some([vec![10.0, 20.0, 30.0, 40.0], vec![0.0; 4]]),
+        ..Layer::zeros(1, 1)
+    };
+    let expected: [&[&[f64]]; 6] = [
+        &[&[1., 2., 3., 4.], &[-1., -2., -3., -4.], &[10., 20., 30., 40.], &[0.; 4]],
+        &[&[1., 2., 3., 4.], &[-1., -2., -3., -4.], &[10., 20., 30., 40.]],
+        &[&[1., 3., 2., 4., -1., -3., -2., -4.], &[10., 30., 19., 40.]],
+        &[&[1., 4., 2., 3.], &[-1., -4., -2., -3.], &[10., 40., 20., 30., 0., 0., 0., 0.]],
+        &[&[2., -2., 1., -1., 3., -3., 4., -4.], &[19., 10., 30., 40.]],
+        &[&[1.], &[2.], &[4.], &[3.], &[-1.], &[-2.], &[-4.], &[-3.], &[10.], &[19.], &[40.], &[30.]],
+    ];
+    for (layout, expected) in all_layouts().into_iter().zip(expected) {
+        let values: Vec<Vec<f64>> =
+            layout.write(std::slice::from_ref(&layer)).unwrap().into_iter().map(|a| a.values).collect();
+        assert_eq!(values, expected, "{layout:?}");
+    }
+}
+
+#[test]
+fn layers_that_do_not_fit_are_refused() {
+    let array = |name: &str, shape: &[usize]| Array {
+        name: name.into(),
+        shape: shape.to_vec(),
+        values: vec![1.0; shape.iter().product::<usize>().min(1000)],
+    };
+    let tensorflow = Layout::TensorFlow { forget_bias: 1.0 };
+    let textbook = Layout::Textbook { forget_bias: 0.0 };
+    for (layout, arrays) in [
+        (Layout::PyTorch, vec![]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 3])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 2]), array("bias_ih", &[8])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[0, 3]), array("weight_hh", &[0, 0])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 2]), array("other", &[8])]),
+        (Layout::Keras, vec![array("kernel", &[3, 6]), array("recurrent_kernel", &[2, 6])]),
+        (Layout::Keras, vec![array("kernel", &[3]), array("recurrent_kernel", &[2, 8])]),
+        (tensorflow, vec![array("kernel", &[2, 8])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("bias", &[4])]),
+        (tensorflow, vec![array("kernel", &[5, 0])]),
+        (tensorflow, vec![Array { shape: vec![usize::MAX, 8], ..array("kernel", &[5, 8]) }]),
+        (Layout::Onnx, vec![array("W", &[3, 8, 3]), array("R", &[3, 8, 2])]),
+        (Layout::Onnx, vec![array("W", &[1, 8, 3]), array("R", &[1, 8, 2]), array("P", &[1, 6])]),
+        (Layout::Onnx, vec![array("W", &[1, 8, 3]), array("R", &[1, 8, 2]), array("B", &[1, 8])]),
+        (textbook, vec![array("W_ix", &[2, 3])]),
+        (textbook, vec![Array { shape: vec![usize::MAX, 1], ..array("W_ix", &[2, 3]) }]),
+    ] {
+        let error = layout.read(&arrays).expect_err(&format!("{layout:?} {arrays:?}"));
+        check_message(&error.to_string());
+    }
+    let wrong = Layer { weight_ih: vec![0.0; 3], ..Layer::zeros(3, 2) };
+    assert!(all_layouts().iter().all(|layout| layout.write(std::slice::from_ref(&wrong)).is_err()));
+    assert!(all_layouts().iter().all(|layout| layout.write(&[Layer::zeros(0, 2)]).is_err()));
+    let (mut parameters, lstm) = model(1);
+    let before = parameters.clone();
+    assert!(Layer::zeros(2, 4).store(&mut parameters, &lstm, (0, Direction::Forward)).is_err());
+    assert!(Layer::zeros(3, 4).store(&mut parameters, &lstm, (2, Direction::Forward)).is_err());
+    let mut nan = Layer::zeros(3, 4);
+    nan.weight_hh[5] = f64::NAN;
+    assert!(nan.store(&mut parameters, &lstm, (0, Direction::Forward)).is_err());
+    assert_eq!(parameters, before);
+}
+
+/// Runs an LSTM on the reference device; gives its output `[T, B, D H]`.
+fn run(
+    parameters: &Parameters,
+    lstm: &everloop::layers::Lstm,
+    x: &[f64],
+    shape: &[usize],
+    state: &[Vec<f64>],
+) -> Vec<f64> {
+    let mut rec = Recorder::new(parameters);
+    let input = rec.input("x", shape).unwrap();
+    let (hidden, batch) = (lstm.config.hidden_sizes[0], shape[1]);
+    let initial: Vec<everloop::layers::LstmState> = (0..state.len() / 2)
+        .map(|n| everloop::layers::LstmState {
+            h: rec.input(&format!("h{n}"), &[batch, hidden]).unwrap(),
+            c: rec.input(&format!("c{n}"), &[batch, hidden]).unwrap(),
+        })
+        .collect();
+    let output = lstm.record(&mut rec, &input, (!initial.is_empty()).then_some(&initial[..])).unwrap().output;
+    let mut workspace = Workspace::new(&Device::reference(), rec.finish(), parameters).unwrap();
+    workspace.write(&input, x).unwrap();
+    for (n, tensors) in initial.iter().enumerate() {
+        workspace.write(&tensors.h, &state[2 * n]).unwrap();
+        workspace.write(&tensors.c, &state[2 * n + 1]).unwrap();
+    }
+    workspace.run().unwrap();
+    workspace.read(&output).unwrap()
+}
+
+fn close(got: &[f64], want: &[f64]) {
+    assert_eq!(got.len(), want.len());
+    // the manifests' tolerance
+    assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() <= 1e-5 + 1e-4 * w.abs()), "{got:?} {want:?}");
+}
+
+/// `[A, B, C]` to `[B, A, C]`.
+fn swap(values: &[f64], [a, b, c]: [usize; 3]) -> Vec<f64> {
+    (0..b).flat_map(|j| (0..a).flat_map(move |i| values[(i * b + j) * c..][..c].iter().copied())).collect()
+}
+
+#[test]
+fn keras_layers_compute_what_keras_computed() {
+    let read = Weights::open(format!("{FIXTURES}/keras/k01_lstm.safetensors")).unwrap();
+    let found = read.survey().lstms.remove(0);
+    assert_eq!((found.layout, found.input_size, found.hidden_sizes.as_slice()), (Layout::Keras, 4, &[7][..]));
+    let mut parameters = Parameters::new();
+    let lstm = found.config().unwrap().declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
+    let (at, import) = ((0, Direction::Forward), Import::new());
+    let message = read.import_layer(&mut parameters, &lstm, at, Layout::Keras, &import).unwrap_err().to_string();
+    assert!(message.contains("is taken by no parameter"), "{message}");
+    let report = read.import_layer(&mut parameters, &lstm, at, Layout::Keras, &import.with_unused()).unwrap();
+    let text = report.to_string();
+    assert!(text.contains("gates i,f,c,o -> i,f,g,o; bias: one vector: bias_ih, with bias_hh = 0"), "{text}");
+    let x = swap(&read.values("input").unwrap(), [3, 9, 4]);
+    let output = run(&parameters, &lstm, &x, &[9, 3, 4], &[]);
+    close(&swap(&output, [9, 3, 7]), &read.values("output").unwrap());
+    let layer = Layer::from_parameters(&parameters, &lstm, at).unwrap();
+    for array in Layout::Keras.write(&[layer]).unwrap() {
+        assert_eq!(array.values, read.values(&array.name).unwrap());
+    }
+}
+
+#[test]
+fn onnx_nodes_compute_what_onnx_runtime_computed() {
+    let read = Weights::open(format!("{FIXTURES}/onnx/o05_bidir.safetensors")).unwrap();
+    let found = read.survey().lstms.remove(0);
+    assert_eq!((found.layout, found.directions), (Layout::Onnx, 2));
+    let mut parameters = Parameters::new();
+    let lstm = found.config().unwrap().declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+    for direction in [Direction::Forward, Direction::Reverse] {
+        let import = Import::new().with_unused();
+        read.import_layer(&mut parameters, &lstm, (0, direction), Layout::Onnx, &import).unwrap();
+    }
+    let (h, c) = (read.values("initial_h").unwrap(), read.values("initial_c").unwrap());
+    let half = h.len() / 2;
+    let state = [&h[..half], &c[..half], &h[half..], &c[half..]].map(<[f64]>::to_vec);
+    let output = run(&parameters, &lstm, &read.values("X").unwrap(), &[9, 3, 7], &state);
+    // Y is [T, D, B, H], ours is [T, B, D H]
+    let y = read.values("expect.Y").unwrap();
+    let wanted: Vec<f64> = y.chunks_exact(2 * 3 * 17).flat_map(|step| swap(step, [2, 3, 17])).collect();
+    close(&output, &wanted);
+
+    let peepholes = Weights::open(format!("{FIXTURES}/onnx/o12_peephole.safetensors")).unwrap();
+    let found = peepholes.survey().lstms.remove(0);
+    assert!(found.peepholes && found.config().is_none());
+    let mut parameters = Parameters::new();
+    let lstm = LstmConfig::new(4, 7).declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+    let import = Import::new().with_unused();
+    let error = peepholes.import_layer(&mut parameters, &lstm, (0, Direction::Forward), Layout::Onnx, &import);
+    assert_eq!(error.unwrap_err().to_string(), "tensor `P`: peepholes: this engine's LSTM has none");
+}
+
+#[test]
+fn deep_breathe_layers_compute_what_the_series_computed() {
+    let text = std::fs::read_to_string(format!("{FIXTURES}/deep-breathe/single_random.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let array = |path: &str, name: &str| {
+        let tensor = golden.pointer(path).unwrap_or_else(|| panic!("{path}"));
+        let list = |key: &str| tensor[key].as_array().unwrap().iter();
+        Array {
+            name: name.to_string(),
+            shape: list("shape").map(|v| v.as_u64().unwrap() as usize).collect(),
+            values: list("data").map(|v| v.as_f64().unwrap()).collect(),
+        }
+    };
+    let layout = Layout::DeepBreathe { forget_bias: 1.0 };
+    let arrays = [array("/params/fw.0.W", "W"), array("/params/fw.0.b", "b")];
+    let bytes = weights::arrays_to_bytes(&arrays, &Export::new().with_prefix("fw.0").with_f64()).unwrap();
+    let read = Weights::from_bytes(&bytes).unwrap();
+    let found = read.survey().lstms.remove(0);
+    assert_eq!((found.layout, found.input_size, found.hidden_sizes.as_slice()), (layout, 10, &[5][..]));
+    let import = Import::new().with_prefix("fw.0");
+    let mut outputs = Vec::new();
+    // the forget bias outside, and the same model with it in the biases
+    for forget_bias in [1.0, 0.0] {
+        let mut parameters = Parameters::new();
+        let config = LstmConfig::new(10, 5).with_forget_bias(forget_bias);
+        let lstm = config.declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+        let at = (0, Direction::Forward);
+        read.import_layer(&mut parameters, &lstm, at, layout, &import).unwrap();
+        let ids = array("/inputs/x_ids", "x_ids").values;
+        let one_hot = ids.iter().flat_map(|id| (0..10).map(|k| (k as f64 == *id) as u8 as f64));
+        outputs.push(run(&parameters, &lstm, &one_hot.collect::<Vec<f64>>(), &[3, 1, 10], &[]));
+        let layer = Layer::from_parameters(&parameters, &lstm, at).unwrap();
+        let tensorflow = Layout::TensorFlow { forget_bias: 1.0 }.write(&[layer]).unwrap();
+        assert_eq!(tensorflow[0].shape, [15, 20]);
+        // and back through a file under TensorFlow's names
+        let folder = Folder::new(&format!("tensorflow{forget_bias}"));
+        let named: Vec<Array> =
+            tensorflow.iter().map(|a| Array { name: format!("{}:0", a.name), ..a.clone() }).collect();
+        let export = Export::new().with_prefix("rnn/lstm_cell/").with_f64();
+        weights::save_arrays(folder.0.join("w"), &named, &export).unwrap();
+        let mut again = Parameters::new();
+        config.declare(&mut again, "", &mut Rng::new(2)).unwrap();
+        let import = Import::new().with_prefix("rnn/lstm_cell/");
+        let layout = Layout::TensorFlow { forget_bias: 1.0 };
+        let read = Weights::open(folder.0.join("w")).unwrap();
+        assert_eq!(read.survey().lstms[0].layout, layout);
+        read.import_layer(&mut again, &lstm, at, layout, &import).unwrap();
+        assert!(again.block().iter().zip(parameters.block()).all(|(a, b)| (a - b).abs() < 1e-15));
+    }
+    for step in 0..3 {
+        let wanted = array(&format!("/expected/cells/fw.0.step{step}/h"), "h");
+        for output in &outputs {
+            close(&output[step * 5..][..5], &wanted.values);
+        }
+    }
+}
+
+#[test]
+fn the_textbook_view_reads_sets_and_has_gradients() -> Result<()> {
+    let mut parameters = Parameters::new();
+    let config = LstmConfig::new(3, 2).with_layers(2).with_bidirectional(Join::Layers).with_forget_bias(1.0);
+    let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+    let at = (1, Direction::Reverse);
+    let layer = Layer::from_parameters(&parameters, &lstm, at)?;
+    let arrays = Layout::Textbook { forget_bias: 1.0 }.write(std::slice::from_ref(&layer))?;
+    for array in &arrays {
+        assert_eq!(layout::get(&parameters, &lstm, at, &array.name)?, array.values);
+    }
+    // block 3 of PyTorch's rows is o, and the textbook's W_ox is that
+    assert_eq!(layout::get(&parameters, &lstm, at, "W_ox")?, parameters.get("lstm.weight_ih_l1_reverse")?[24..]);
+
+    let before = parameters.clone();
+    layout::set(&mut parameters, &lstm, at, "W_ch", &[1.0, 2.0, 3.0, 4.0])?;
+    layout::set(&mut parameters, &lstm, at, "b_f", &[5.0, 6.0])?;
+    assert_eq!(parameters.get("lstm.weight_hh_l1_reverse")?[8..12], [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(parameters.get("lstm.bias_ih_l1_reverse")?[2..4], [5.0, 6.0]);
+    assert_eq!(parameters.get("lstm.bias_hh_l1_reverse")?[2..4], [0.0, 0.0]);
+    let changed = parameters.block().iter().zip(before.block()).filter(|(a, b)| a != b).count();
+    assert_eq!(changed, 4 + 2 + 2);
+    assert_eq!(layout::get(&parameters, &lstm, at, "b_f")?, [5.0, 6.0]);
+    assert!(layout::set(&mut parameters, &lstm, at, "b_f", &[1.0]).is_err());
+    assert!(layout::set(&mut parameters, &lstm, at, "b_f", &[1.0, f64::NAN]).is_err());
+    assert!(layout::get(&parameters, &lstm, at, "W_gx").is_err());
+    assert!(layout::get(&parameters, &lstm, (2, Direction::Forward), "W_ix").is_err());
+
+    let mut rng = Rng::new(9);
+    let (x, wanted) = (rng.vector(4 * 2 * 3, 1.0), rng.vector(4 * 2 * 4, 1.0));
+    let loss_of = |parameters: &Parameters| -> Result<(f64, Workspace)> {
+        let mut rec = Recorder::new(parameters);
+        let (input, target) = (rec.input("x", &[4, 2, 3])?, rec.input("wanted", &[4, 2, 4])?);
+        let output = lstm.record(&mut rec, &input, None)?.output;
+        let loss = loss::mean_squared_error(&mut rec, "loss", &output, &target)?;
+        rec.backward(&loss)?;
+        SgdConfig::new(0.0).record(&mut rec)?;
+        let mut workspace = Workspace::new(&Device::reference(), rec.finish(), parameters)?;
+        workspace.write(&input, &x)?;
+        workspace.write(&target, &wanted)?;
+        workspace.run()?;
+        Ok((workspace.scalar(&loss)?, workspace))
+    };
+    let (_, mut workspace) = loss_of(&parameters)?;
+    for name in TEXTBOOK {
+        let gradient = layout::gradient(&mut workspace, &lstm, at, name)?;
+        let values = layout::get(&parameters, &lstm, at, name)?;
+        assert_eq!(gradient.len(), values.len());
+        for element in 0..values.len() {
+            let nudged = |by: f64| -> Result<f64> {
+                let (mut copy, mut values) = (parameters.clone(), values.clone());
+                values[element] += by;
+                layout::set(&mut copy, &lstm, at, name, &values)?;
+                Ok(loss_of(&copy)?.0)
+            };
+            let difference = (nudged(1e-5)? - nudged(-1e-5)?) / 2e-5;
+            assert!((gradient[element] - difference).abs() < 1e-8, "{name}: {} {difference}", gradient[element]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_survey_tells_lstms_from_what_looks_like_them() {
+    let survey = |tensors: &[(&str, &[usize])]| {
+        let arrays: Vec<Array> = tensors
+            .iter()
+            .map(|(name, shape)| Array {
+                name: name.to_string(),
+                shape: shape.to_vec(),
+                values: vec![0.0; shape.iter().product()],
+            })
+            .collect();
+        let weights = Weights::from_bytes(&weights::arrays_to_bytes(&arrays, &Export::new()).unwrap()).unwrap();
+        let survey = weights.survey();
+        survey.to_string().lines().for_each(check_message);
+        (survey.lstms.clone(), survey.broken.clone())
+    };
+    let (lstms, broken) = survey(&[("gru.weight_ih_l0", &[6, 3]), ("gru.weight_hh_l0", &[6, 2])]);
+    assert!(lstms.is_empty() && broken[0].1.contains("GRU"));
+    let (lstms, broken) = survey(&[("a.weight_ih_l0", &[8, 3]), ("a.weight_ih_l1", &[8, 2])]);
+    assert!(lstms.is_empty() && broken[0] == ("a.weight_hh_l0".into(), "is missing, or has not two axes".into()));
+    let (lstms, broken) = survey(&[("weight_ih_l1", &[8, 3]), ("weight_hh_l1", &[8, 2])]);
+    assert!(lstms.is_empty() && broken.len() == 1);
+    let (lstms, broken) = survey(&[("c.weight_ih", &[8, 3]), ("c.weight_hh", &[8, 2]), ("dense.kernel", &[9, 8])]);
+    assert!(broken.is_empty() && lstms.len() == 1 && !lstms[0].bias && lstms[0].prefix == "c.");
+    let (lstms, _) = survey(&[("rnn/basic_lstm_cell/kernel", &[5, 8]), ("rnn/basic_lstm_cell/bias", &[8])]);
+    assert_eq!((lstms[0].input_size, lstms[0].hidden_sizes.as_slice()), (3, &[2][..]));
+    assert_eq!(lstms[0].config().unwrap().forget_bias, 1.0);
+    let (lstms, broken) = survey(&[("weight_ih_l0", &[8, 0]), ("kernel", &[0, 0]), ("W", &[0])]);
+    assert!(lstms.is_empty() && broken.len() == 1);
+    let stacks: [(&str, &[usize]); 8] = [
+        ("weight_ih_l0", &[8, 3]),
+        ("weight_hh_l0", &[8, 2]),
+        ("weight_ih_l0_reverse", &[8, 3]),
+        ("weight_hh_l0_reverse", &[8, 2]),
+        ("weight_ih_l1", &[8, 2]),
+        ("weight_hh_l1", &[8, 2]),
+        ("weight_ih_l1_reverse", &[8, 2]),
+        ("weight_hh_l1_reverse", &[8, 2]),
+    ];
+    assert_eq!(survey(&stacks).0[0].join, Some(Join::Stacks));
+}
+
+/// `load_state_dict(strict=True)` takes our file, and PyTorch computes the same output from it.
+#[test]
+fn pytorch_takes_our_files() {
+    let script = r#"
+import json, struct, sys
+try:
+    import torch
+except ImportError:
+    print("no torch"); sys.exit(0)
+file, out = sys.argv[1:]
+try:
+    from safetensors.torch import load_file
+    state = load_file(file)
+except ImportError:
+    raw = open(file, "rb").read()
+    n = struct.unpack("<Q", raw[:8])[0]
+    head, data = json.loads(raw[8:8 + n]), bytearray(raw[8 + n:])
+    head.pop("__metadata__", None)
+    state = {k: torch.frombuffer(data[v["data_offsets"][0]:v["data_offsets"][1]], dtype=torch.float32).reshape(v["shape"]) for k, v in head.items()}
+class Encoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(3, 4, 2, bidirectional=True)
+        self.linear = torch.nn.Linear(8, 2)
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder()
+m = Model()
+print(m.load_state_dict(state, strict=True))
+x = torch.arange(5 * 2 * 3, dtype=torch.float32).reshape(5, 2, 3) / 30
+y = m.encoder.lstm(x)[0]
+json.dump(y.flatten().tolist(), open(out, "w"))
+"#;
+    let folder = Folder::new("torch");
+    let (parameters, lstm) = model(1);
+    let (path, out) = (folder.0.join("w.safetensors"), folder.0.join("y.json"));
+    weights::save(&path, &parameters, &Export::new().with_prefix("encoder")).unwrap();
+    let python = std::env::var("EVERLOOP_PYTHON").unwrap_or_else(|_| "python3".into());
+    let Ok(output) = std::process::Command::new(python).arg("-c").arg(script).args([&path, &out]).output() else {
+        return eprintln!("skipped: no python3 here");
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains("no torch") {
+        return eprintln!("skipped: torch cannot be imported here");
+    }
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("All keys matched"), "{said}");
+    let x: Vec<f64> = (0..30).map(|n| n as f64 / 30.0).collect();
+    let wanted = serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(out).unwrap()).unwrap();
+    let wanted: Vec<f64> = wanted.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    close(&run(&parameters, &lstm, &x, &[5, 2, 3], &[]), &wanted);
+}
