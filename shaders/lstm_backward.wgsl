@@ -26,7 +26,8 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
-// four of the summed gates in the components
+// four of the summed gates in the components; written a whole vector at a time: the components of one are not
+// memory of their own
 var<workgroup> d_tile: array<vec4<f32>, 136>; // [8 rows][16 + 1]
 var<workgroup> w_tile: array<vec4<f32>, 136>; // [8 units][16 + 1]
 
@@ -42,6 +43,20 @@ fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
   let p = ((((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z - 3.33332819422e-1) * z * a + a;
   let q = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
   return select(sign(v) * select(q, p, a < vec4<f32>(0.625)), v, is_nan(v));
+}
+
+fn d_at(t: u32, row: u32, k: u32) -> f32 {
+  if (row < params.batch && k < 4u * params.hidden) {
+    return dgates[(t * params.batch + row) * 4u * params.hidden + k];
+  }
+  return 0.0;
+}
+
+fn w_at(k: u32, unit: u32) -> f32 {
+  if (unit < params.hidden && k < 4u * params.hidden) {
+    return weight_hh[k * params.hidden + unit];
+  }
+  return 0.0;
 }
 
 @compute @workgroup_size(8, 8)
@@ -62,19 +77,20 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   if (n > 0u) {
     for (var k0 = 0u; k0 < gate_count; k0 += 64u) {
       workgroupBarrier();
-      for (var e = lane; e < 512u; e += 64u) {
-        let row = row0 + e / 64u;
-        var d = 0.0;
-        if (row < params.batch && k0 + e % 64u < gate_count) {
-          d = dgates[(t_next * params.batch + row) * gate_count + k0 + e % 64u];
-        }
-        d_tile[(e / 64u) * 17u + e % 64u / 4u][e % 4u] = d;
+      for (var e = lane; e < 128u; e += 64u) {
+        let row = row0 + e / 16u;
+        let d_k = k0 + 4u * (e % 16u);
+        d_tile[e / 16u * 17u + e % 16u] = vec4<f32>(
+          d_at(t_next, row, d_k),
+          d_at(t_next, row, d_k + 1u),
+          d_at(t_next, row, d_k + 2u),
+          d_at(t_next, row, d_k + 3u),
+        );
+        // neighbouring threads follow the units, which are contiguous in memory
         let unit = unit0 + e % 8u;
-        var w = 0.0;
-        if (unit < params.hidden && k0 + e / 8u < gate_count) {
-          w = weight_hh[(k0 + e / 8u) * params.hidden + unit];
-        }
-        w_tile[(e % 8u) * 17u + e / 32u][e / 8u % 4u] = w;
+        let w_k = k0 + 4u * (e / 8u);
+        w_tile[e % 8u * 17u + e / 8u] =
+          vec4<f32>(w_at(w_k, unit), w_at(w_k + 1u, unit), w_at(w_k + 2u, unit), w_at(w_k + 3u, unit));
       }
       workgroupBarrier();
       for (var q = 0u; q < 16u; q++) {

@@ -28,6 +28,7 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
+// written a whole vector at a time: the components of one are not memory of their own
 var<workgroup> h_tile: array<vec4<f32>, 136>; // [8 rows][16 + 1], four of k in the components
 var<workgroup> w_tile: array<vec4<f32>, 520>; // [8 units][64 + 1], i f g o in the components
 
@@ -49,6 +50,13 @@ fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
   return select(sign(v) * select(q, p, a < vec4<f32>(0.625)), v, is_nan(v));
 }
 
+fn h_at(before: u32, row: u32, k: u32) -> f32 {
+  if (row < params.batch && k < params.hidden) {
+    return h[(before + row) * params.hidden + k];
+  }
+  return 0.0;
+}
+
 @compute @workgroup_size(8, 8)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let tile = wg.y * wgs.x + wg.x;
@@ -61,22 +69,26 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   var sums = vec4<f32>();
   for (var k0 = 0u; k0 < params.hidden + wg.z; k0 += 64u) {
     workgroupBarrier();
+    for (var e = lane; e < 128u; e += 64u) {
+      let row = row0 + e / 16u;
+      let k = k0 + 4u * (e % 16u);
+      h_tile[e / 16u * 17u + e % 16u] = vec4<f32>(
+        h_at(before, row, k),
+        h_at(before, row, k + 1u),
+        h_at(before, row, k + 2u),
+        h_at(before, row, k + 3u),
+      );
+    }
     for (var e = lane; e < 512u; e += 64u) {
-      let row = row0 + e / 64u;
       let unit = unit0 + e / 64u;
       let k = k0 + e % 64u;
-      var x = 0.0;
-      if (row < params.batch && k < params.hidden) {
-        x = h[(before + row) * params.hidden + k];
-      }
-      h_tile[(e / 64u) * 17u + e % 64u / 4u][e % 4u] = x;
       var w = vec4<f32>();
       if (unit < params.hidden && k < params.hidden) {
         let gate = params.hidden * params.hidden;
         let at = unit * params.hidden + k;
         w = vec4<f32>(weight_hh[at], weight_hh[at + gate], weight_hh[at + 2u * gate], weight_hh[at + 3u * gate]);
       }
-      w_tile[(e / 64u) * 65u + e % 64u] = w;
+      w_tile[e / 64u * 65u + e % 64u] = w;
     }
     workgroupBarrier();
     for (var q = 0u; q < 16u; q++) {

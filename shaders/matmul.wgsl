@@ -29,8 +29,31 @@ struct Params {
 
 const CHUNK = 32768u;
 
+// written a whole vector at a time: the components of one are not memory of their own
 var<workgroup> a_tile: array<vec4<f32>, 256>; // [16 of k][64 of m]
 var<workgroup> b_tile: array<vec4<f32>, 256>; // [16 of k][64 of n]
+
+fn a_at(m: u32, k: u32, k_end: u32) -> f32 {
+  if (m < params.m && k < k_end) {
+    return a[params.a_offset + m * params.a_row + k * params.a_column];
+  }
+  return 0.0;
+}
+
+fn a_quad(m: u32, k: u32, k_end: u32) -> vec4<f32> {
+  return vec4<f32>(a_at(m, k, k_end), a_at(m + 1u, k, k_end), a_at(m + 2u, k, k_end), a_at(m + 3u, k, k_end));
+}
+
+fn b_at(n: u32, k: u32, k_end: u32) -> f32 {
+  if (n < params.n && k < k_end) {
+    return b[params.b_offset + k * params.b_row + n * params.b_column];
+  }
+  return 0.0;
+}
+
+fn b_quad(n: u32, k: u32, k_end: u32) -> vec4<f32> {
+  return vec4<f32>(b_at(n, k, k_end), b_at(n + 1u, k, k_end), b_at(n + 2u, k, k_end), b_at(n + 3u, k, k_end));
+}
 
 fn store(m: u32, n: u32, sum: f32) {
   if (m < params.m && n < params.n) {
@@ -66,24 +89,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   var c3 = vec4<f32>();
   for (var k0 = repeat.x * CHUNK; k0 < k_end; k0 += 16u) {
     workgroupBarrier();
-    for (var part = 0u; part < 4u; part++) {
-      let e = part * 256u + lane;
-      // neighbouring threads follow the axis that is contiguous in memory
-      let a_m = select(e % 64u, e / 16u, params.a_column == 1u);
-      let a_k = select(e / 64u, e % 16u, params.a_column == 1u);
-      let b_n = select(e / 16u, e % 64u, params.b_column == 1u);
-      let b_k = select(e % 16u, e / 64u, params.b_column == 1u);
-      var a_value = 0.0;
-      if (m0 + a_m < params.m && k0 + a_k < k_end) {
-        a_value = a[params.a_offset + (m0 + a_m) * params.a_row + (k0 + a_k) * params.a_column];
-      }
-      a_tile[a_k * 16u + a_m / 4u][a_m % 4u] = a_value;
-      var b_value = 0.0;
-      if (n0 + b_n < params.n && k0 + b_k < k_end) {
-        b_value = b[params.b_offset + (k0 + b_k) * params.b_row + (n0 + b_n) * params.b_column];
-      }
-      b_tile[b_k * 16u + b_n / 4u][b_n % 4u] = b_value;
-    }
+    // a thread loads four of m and four of n for one k each; neighbours follow the axis that is contiguous in memory
+    let a_k = select(lane / 16u, lane % 16u, params.a_column == 1u);
+    let a_m = select(lane % 16u, lane / 16u, params.a_column == 1u);
+    a_tile[a_k * 16u + a_m] = a_quad(m0 + 4u * a_m, k0 + a_k, k_end);
+    let b_k = select(lane % 16u, lane / 16u, params.b_column == 1u);
+    let b_n = select(lane / 16u, lane % 16u, params.b_column == 1u);
+    b_tile[b_k * 16u + b_n] = b_quad(n0 + 4u * b_n, k0 + b_k, k_end);
     workgroupBarrier();
     for (var kk = 0u; kk < 16u; kk++) {
       let x = a_tile[kk * 16u + li.y];
