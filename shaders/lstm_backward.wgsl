@@ -2,7 +2,7 @@
 //
 //   dh[after] += dgates[t of the step worked on just before] W_hh
 //   dct = dc[after] + dh[after] o (1 - tanh^2 c);   dc[after] = dct;   dc[before] += dct f
-//   do = dh tanh(c) o (1-o);  dg = dct i (1-g^2);  di = dct g i (1-i);  df = dct c[before] f (1-f)
+//   do = dh tanh c o (1-o);  dg = dct i (1-g^2);  di = dct g i (1-i);  df = dct c[before] f (1-f)
 //
 // repeat.x = n, steps counted from the last one back; n = T only adds the recurrent part to dh of the initial state.
 //

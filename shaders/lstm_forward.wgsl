@@ -2,7 +2,7 @@
 //
 //   [i|f|g|o] = gates[t] + h[before] W_hh^T + b_hh          (forget_bias is added to f)
 //   i, f, o = sigmoid;  g = tanh
-//   c[after] = f c[before] + i g;   h[after] = o tanh(c[after])
+//   c[after] = f c[before] + i g;   h[after] = o tanh c[after]
 //
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
