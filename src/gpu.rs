@@ -9,8 +9,6 @@ use std::time::Duration;
 
 /// Bytes between two uniform blocks: the offset alignment every WebGPU device accepts.
 pub(crate) const UNIFORM_STRIDE: u64 = 256;
-/// Bytes of a uniform block that a shader may read.
-pub(crate) const UNIFORM_SIZE: u64 = 64;
 
 /// What went wrong outside any call: set by wgpu's handlers, read after each wait.
 #[derive(Default)]

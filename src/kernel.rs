@@ -7,6 +7,9 @@
 use crate::float::Float;
 use std::fmt::Debug;
 
+/// Bytes of a uniform block that a shader may read: sixteen words.
+pub const MAX_PARAMETER_BYTES: usize = 64;
+
 /// How a kernel uses one of its slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {

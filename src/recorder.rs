@@ -5,7 +5,7 @@
 //! part of a slot has a consumer, a visible `fill` step clears it first.
 
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel};
+use crate::kernel::{Access, Kernel, MAX_PARAMETER_BYTES};
 use crate::kernels::fill::Fill;
 use crate::parameters::Parameters;
 use crate::plan::{Cell, Kind, Phase, Plan, PlanId, Slot, SlotId, Step, Storage, Tensor};
@@ -159,23 +159,27 @@ impl<'p> Recorder<'p> {
         if shape.iter().try_fold(1u32, |n, s| u32::try_from(*s).ok().and_then(|s| n.checked_mul(s))).is_none() {
             return Err(Error::shape(format!("recording slot `{name}`"), "fewer than 2^32 elements", shape));
         }
-        let id = SlotId(self.plan.slots.len());
-        if self.by_name.insert(name.to_string(), id).is_some() {
+        if self.by_name.contains_key(name) {
             let problem = "is taken already";
             return Err(Error::Name { doing: "recording a slot", name: name.to_string(), problem });
         }
+        let id = SlotId(self.plan.slots.len());
+        self.by_name.insert(name.to_string(), id);
         self.plan.slots.push(Slot { name: name.to_string(), shape: shape.to_vec(), kind, storage });
         self.wanted.push(wanted);
         self.gradient.push(None);
         Ok(self.plan.whole(id))
     }
 
-    /// Appends a step. Errors: wrong number or kind of operands, or a buffer both written and bound a
-    /// second time (no GPU API allows that).
+    /// Appends a step. Errors: wrong number or kind of operands, parameters that reach outside a slot
+    /// ([`Kernel::needs`]), or a buffer both written and bound a second time (no GPU API allows that).
     pub fn push<K: Kernel>(&mut self, kernel: K, operands: &[&Tensor]) -> Result<()> {
         let doing = || format!("recording a step of `{}`", K::NAME);
         if operands.len() != K::BINDINGS.len() {
             return Err(Error::config(doing(), format!("{} operands", K::BINDINGS.len()), operands.len()));
+        }
+        if size_of::<K>() > MAX_PARAMETER_BYTES {
+            return Err(Error::config(doing(), format!("at most {MAX_PARAMETER_BYTES} bytes"), size_of::<K>()));
         }
         for (binding, operand) in K::BINDINGS.iter().zip(operands) {
             self.plan.check(&doing(), operand)?;
@@ -266,7 +270,7 @@ impl<'p> Recorder<'p> {
         self.push(Fill { len: target.len() as u32, offset: target.offset as u32, value }, &[target])
     }
 
-    /// Records the backward pass of a scalar loss.
+    /// Records the backward pass of a scalar loss. Layers recorded after it run, but nothing is trained through them.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         if loss.len() != 1 {
             return Err(Error::shape("recording the backward pass", "a loss of one element", loss.shape()));

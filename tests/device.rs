@@ -444,6 +444,13 @@ fn names_do_not_collide() {
     let squared = loss::mean_squared_error(&mut rec, "loss", &y, &x).unwrap();
     rec.backward(&squared).unwrap();
     assert!(matches!(SgdConfig::new(0.1).record(&mut rec), Err(Error::Name { .. })));
+    // a refused name leaves everything as it was
+    let mut rec = Recorder::new(&parameters);
+    let weight = rec.parameter("dense.weight").unwrap();
+    assert!(rec.input("dense.weight", &[7]).is_err());
+    assert_eq!(rec.parameter("dense.weight").unwrap(), weight);
+    let other = rec.input("other", &[7]).unwrap();
+    assert_ne!(rec.parameter("dense.weight").unwrap().slot(), other.slot());
 }
 
 /// No kernel's parameters reach outside its slots, and no buffer is written and bound a second time.
@@ -481,6 +488,12 @@ fn steps_that_would_leave_their_slots_are_refused() {
     assert!(rec.push(Fill { len: 17, offset: 0, value: 0.0 }, &[&c]).is_err());
     assert!(rec.push(Fill { len: u32::MAX, offset: u32::MAX, value: 0.0 }, &[&c]).is_err());
     assert!(rec.push(Fill { len: 0, offset: 0, value: 0.0 }, &[&c]).is_err());
+    let biases = rec.input("biases", &[2, 4]).unwrap();
+    for (row, fits) in [(0, true), (1, false)] {
+        let bias = biases.row(row).unwrap();
+        let recorded = everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), Some(&bias), (&c, false));
+        assert_eq!(recorded.is_ok(), fits, "a bias is read from the start of its slot");
+    }
     assert!(sum_rows::record(&mut rec, &a.narrow(0, 2).unwrap(), &sums, false).is_err(), "sum_rows takes whole slots");
     assert!(subtract::record(&mut rec, &a, &c, &c).is_err(), "c is written and bound twice");
     assert!(copy_columns::record(&mut rec, (&a, usize::MAX), (&c, 0), 1, false).is_err());

@@ -64,11 +64,12 @@ pub fn record(
         let wanted = format!("{k} values to sum over, as in {:?}", a.shape());
         return Err(Error::shape("recording a matrix product", wanted, b.shape()));
     }
-    if (c.rows(), c.columns()) != (m, n) && c.len() != m * n {
+    if c.len() != m * n {
         return Err(Error::shape("recording the result of a matrix product", format!("[{m}, {n}]"), c.shape()));
     }
-    if let Some(bias) = bias.filter(|bias| bias.len() != n) {
-        return Err(Error::shape("recording the bias of a matrix product", format!("[{n}]"), bias.shape()));
+    if let Some(bias) = bias.filter(|bias| bias.len() != n || bias.offset != 0) {
+        let wanted = format!("[{n}] from the start of its slot");
+        return Err(Error::shape("recording the bias of a matrix product", wanted, bias.shape()));
     }
     let strides = |t: &Tensor, transposed: bool| match transposed {
         true => (1, t.columns() as u32),

@@ -2,8 +2,8 @@
 
 use super::Counters;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Pipeline, Submission, UNIFORM_SIZE, UNIFORM_STRIDE};
-use crate::kernel::{AdapterClass, Dispatch};
+use crate::gpu::{Gpu, Pipeline, Submission, UNIFORM_STRIDE};
+use crate::kernel::{AdapterClass, Dispatch, MAX_PARAMETER_BYTES};
 use crate::plan::{Plan, SlotId, Storage, Tensor};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -90,7 +90,7 @@ impl Memory {
             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer,
                 offset: 0,
-                size: std::num::NonZeroU64::new(UNIFORM_SIZE),
+                size: std::num::NonZeroU64::new(MAX_PARAMETER_BYTES as u64),
             }),
         };
         let uniforms = gpu.scoped("binding the parameters of the steps", || {

@@ -38,7 +38,7 @@ pub fn run(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) ->
 /// See [`run`].
 pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) -> Result<f64> {
     let plan = left.plan().clone();
-    if plan.to_string() != right.plan().to_string() {
+    if plan.id != right.plan().id {
         return Err(Error::config("comparing two runs", "two workspaces of one plan", "two plans"));
     }
     let mut worst: f64 = 0.0;

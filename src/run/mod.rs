@@ -76,7 +76,7 @@ impl Workspace {
         Workspace::build(device, plan.into(), parameters, false).await
     }
 
-    /// As [`Workspace::new_async`], with guard words behind every slot of its own; see [`Workspace::check_guards_async`].
+    /// As [`Workspace::new_async`], with guard words before and behind every slot of its own; see [`Workspace::check_guards_async`].
     pub async fn guarded_async(
         device: &Device,
         plan: impl Into<Arc<Plan>>,
@@ -211,8 +211,8 @@ impl Workspace {
         for step in plan.steps() {
             for id in step.written() {
                 let slot = plan.slot(id);
-                let block = matches!(slot.storage, Storage::Parameters(_) | Storage::Gradients(0))
-                    && slot.len() == plan.block_len;
+                // the block's padding is part of the norm and stays zero; its parameters have slots of their own
+                let block = slot.storage == Storage::Gradients(0) && slot.name == "gradients";
                 if matches!(slot.kind, Kind::Activation | Kind::Gradient | Kind::ParameterGradient) && !block {
                     let tensor = plan.whole(id);
                     self.store(&tensor, &vec![f32::NAN; tensor.len()])?;
