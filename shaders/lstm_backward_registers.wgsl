@@ -7,14 +7,25 @@
 // repeat.x = n, steps counted from the last one back; n = T only adds the recurrent part to dh of the initial state.
 //
 // 8 rows x 8 units a thread in registers, no workgroup memory: the fastest shape where barriers are dear.
-// Needs H to be a multiple of 4. Grid: tiles of units (64), then of rows (8), folded into x and y.
+// A cell without options; H a multiple of 4. Grid: tiles of units (64), then of rows (8), folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   steps: u32,
   batch: u32,
   hidden: u32,
+  outputs: u32,
   reverse: u32,
+  options: u32,
+  mask_steps: u32,
+  forget_bias: f32,
+  forget_bias_rest: f32,
+  cell_clip: f32,
+  cell_clip_rest: f32,
+  output_clip: f32,
+  output_clip_rest: f32,
+  epsilon: f32,
+  epsilon_rest: f32,
 }
 
 @group(0) @binding(0) var<storage, read> weight_hh: array<vec4<f32>>;    // [4H, H]

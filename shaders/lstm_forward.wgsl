@@ -1,9 +1,10 @@
-// One step of the recurrence; gates holds x W_ih^T + b_ih on entry and the activated gates on return.
+// One step of the recurrence; gates holds x W_ih^T and all biases on entry and the activated gates on return.
 //
-//   [i|f|g|o] = gates[t] + h[before] W_hh^T + b_hh          (forget_bias is added to f)
-//   i, f, o = sigmoid;  g = tanh
-//   c[after] = f c[before] + i g;   h[after] = o tanh c[after]
+//   [i|f|g|o] = gates[t] + h[before] W_hh^T
+//   i, f, o = sigmoid;  g = tanh                    (forget_bias is added to f; peepholes, coupling: kernels/recurrence.rs)
+//   c[after] = f c[before] + i g;   h[after] = o tanh c[after], or m with a projection
 //
+// With a layer norm only the first line; lstm_forward_norm does the rest.
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
 // Tile of 8 rows x 8 units, K in slices of 64 through workgroup memory; a thread owns the four gates of
@@ -14,17 +15,36 @@ struct Params {
   steps: u32,
   batch: u32,
   hidden: u32,
+  outputs: u32,
   reverse: u32,
-  has_bias: u32,
+  options: u32,
+  mask_steps: u32,
   forget_bias: f32,
   forget_bias_rest: f32,
+  cell_clip: f32,
+  cell_clip_rest: f32,
+  output_clip: f32,
+  output_clip_rest: f32,
+  epsilon: f32,
+  epsilon_rest: f32,
 }
 
-@group(0) @binding(0) var<storage, read> weight_hh: array<f32>;   // [4H, H]
-@group(0) @binding(1) var<storage, read> bias_hh: array<f32>;     // [4H]
-@group(0) @binding(2) var<storage, read_write> gates: array<f32>; // [T, B, 4H]
-@group(0) @binding(3) var<storage, read_write> h: array<f32>;     // [T+1, B, H]
-@group(0) @binding(4) var<storage, read_write> c: array<f32>;     // [T+1, B, H]
+override has_lengths: bool = false;
+override has_peephole: bool = false;
+override has_mask: bool = false;
+override coupled: bool = false;
+override has_cell_clip: bool = false;
+override projected: bool = false;
+override normed: bool = false;
+
+@group(0) @binding(0) var<storage, read> weight_hh: array<f32>;   // [4H, P]
+@group(0) @binding(1) var<storage, read_write> gates: array<f32>; // [T, B, 4H]
+@group(0) @binding(2) var<storage, read_write> h: array<f32>;     // [T+1, B, P]
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;     // [T+1, B, H]
+@group(0) @binding(4) var<storage, read> lengths: array<u32>;     // [B]
+@group(0) @binding(5) var<storage, read> peephole: array<f32>;    // [3, H] to i, f, o
+@group(0) @binding(6) var<storage, read> mask: array<f32>;        // [T or 1, B, H]
+@group(0) @binding(7) var<storage, read_write> m: array<f32>;     // [T, B, H]
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
@@ -51,8 +71,8 @@ fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
 }
 
 fn h_at(before: u32, row: u32, k: u32) -> f32 {
-  if (row < params.batch && k < params.hidden) {
-    return h[(before + row) * params.hidden + k];
+  if (row < params.batch && k < params.outputs) {
+    return h[(before + row) * params.outputs + k];
   }
   return 0.0;
 }
@@ -67,7 +87,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   let row0 = tile / tiles * 8u;
   let unit0 = tile % tiles * 8u;
   var sums = vec4<f32>();
-  for (var k0 = 0u; k0 < params.hidden + wg.z; k0 += 64u) {
+  for (var k0 = 0u; k0 < params.outputs + wg.z; k0 += 64u) {
     workgroupBarrier();
     for (var e = lane; e < 128u; e += 64u) {
       let row = row0 + e / 16u;
@@ -83,9 +103,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
       let unit = unit0 + e / 64u;
       let k = k0 + e % 64u;
       var w = vec4<f32>();
-      if (unit < params.hidden && k < params.hidden) {
-        let gate = params.hidden * params.hidden;
-        let at = unit * params.hidden + k;
+      if (unit < params.hidden && k < params.outputs) {
+        let gate = params.hidden * params.outputs;
+        let at = unit * params.outputs + k;
         w = vec4<f32>(weight_hh[at], weight_hh[at + gate], weight_hh[at + 2u * gate], weight_hh[at + 3u * gate]);
       }
       w_tile[e / 64u * 65u + e % 64u] = w;
@@ -105,18 +125,50 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   if (row < params.batch && unit < params.hidden) {
     let at = (t * params.batch + row) * 4u * params.hidden + unit;
     var v = sums + vec4<f32>(gates[at], gates[at + params.hidden], gates[at + 2u * params.hidden], gates[at + 3u * params.hidden]);
-    if (params.has_bias > 0u) {
-      v += vec4<f32>(bias_hh[unit], bias_hh[unit + params.hidden], bias_hh[unit + 2u * params.hidden], bias_hh[unit + 3u * params.hidden]);
+    if (!normed) {
+      let c_before = c[(before + row) * params.hidden + unit];
+      v.y += params.forget_bias;
+      if (has_peephole) {
+        v.x += peephole[unit] * c_before;
+        v.y += peephole[params.hidden + unit] * c_before;
+      }
+      let s = lstm_sigmoid(v);
+      let f = select(s.y, 1.0 - s.x, coupled);
+      let g = lstm_tanh(v).z;
+      var masked = g;
+      if (has_mask) {
+        masked *= mask[(t % params.mask_steps * params.batch + row) * params.hidden + unit];
+      }
+      var cell = f * c_before + s.x * masked;
+      if (has_cell_clip) {
+        cell = select(clamp(cell, -params.cell_clip, params.cell_clip), cell, is_nan(vec4<f32>(cell)).x);
+      }
+      var o = s.w;
+      if (has_peephole) {
+        o = lstm_sigmoid(vec4<f32>(v.w + peephole[2u * params.hidden + unit] * cell)).x;
+      }
+      v = vec4<f32>(s.x, f, g, o);
+      var output = o * lstm_tanh(vec4<f32>(cell)).x;
+      if (has_lengths) {
+        if (t >= lengths[row]) {
+          v = vec4<f32>(0.0, 1.0, 0.0, 0.0);
+          cell = c_before;
+          output = 0.0;
+          if (!projected) {
+            output = h[(before + row) * params.outputs + unit];
+          }
+        }
+      }
+      c[(after + row) * params.hidden + unit] = cell;
+      if (projected) {
+        m[(t * params.batch + row) * params.hidden + unit] = output;
+      } else {
+        h[(after + row) * params.outputs + unit] = output;
+      }
     }
-    v.y += params.forget_bias;
-    let s = lstm_sigmoid(v);
-    let g = lstm_tanh(v).z;
-    let cell = s.y * c[(before + row) * params.hidden + unit] + s.x * g;
-    gates[at] = s.x;
-    gates[at + params.hidden] = s.y;
-    gates[at + 2u * params.hidden] = g;
-    gates[at + 3u * params.hidden] = s.w;
-    c[(after + row) * params.hidden + unit] = cell;
-    h[(after + row) * params.hidden + unit] = s.w * lstm_tanh(vec4<f32>(cell)).x;
+    gates[at] = v.x;
+    gates[at + params.hidden] = v.y;
+    gates[at + 2u * params.hidden] = v.z;
+    gates[at + 3u * params.hidden] = v.w;
   }
 }

@@ -1,30 +1,37 @@
-// One step of the recurrence; gates holds x W_ih^T + b_ih on entry and the activated gates on return.
+// One step of the recurrence; gates holds x W_ih^T and all biases on entry and the activated gates on return.
 //
-//   [i|f|g|o] = gates[t] + h[before] W_hh^T + b_hh          (forget_bias is added to f)
+//   [i|f|g|o] = gates[t] + h[before] W_hh^T                 (forget_bias is added to f)
 //   i, f, o = sigmoid;  g = tanh
 //   c[after] = f c[before] + i g;   h[after] = o tanh c[after]
 //
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
 // 8 rows x 4 units x 4 gates a thread in registers, no workgroup memory: the fastest shape where barriers
-// are dear. Needs H to be a multiple of 4. Grid: tiles of units (32), then of rows (8), folded into x and y.
+// are dear. A cell without options; H a multiple of 4. Grid: tiles of units (32), then of rows (8), folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
 struct Params {
   steps: u32,
   batch: u32,
   hidden: u32,
+  outputs: u32,
   reverse: u32,
-  has_bias: u32,
+  options: u32,
+  mask_steps: u32,
   forget_bias: f32,
   forget_bias_rest: f32,
+  cell_clip: f32,
+  cell_clip_rest: f32,
+  output_clip: f32,
+  output_clip_rest: f32,
+  epsilon: f32,
+  epsilon_rest: f32,
 }
 
 @group(0) @binding(0) var<storage, read> weight_hh: array<vec4<f32>>;   // [4H, H]
-@group(0) @binding(1) var<storage, read> bias_hh: array<vec4<f32>>;     // [4H]
-@group(0) @binding(2) var<storage, read_write> gates: array<vec4<f32>>; // [T, B, 4H]
-@group(0) @binding(3) var<storage, read_write> h: array<vec4<f32>>;     // [T+1, B, H]
-@group(0) @binding(4) var<storage, read_write> c: array<vec4<f32>>;     // [T+1, B, H]
+@group(0) @binding(1) var<storage, read_write> gates: array<vec4<f32>>; // [T, B, 4H]
+@group(0) @binding(2) var<storage, read_write> h: array<vec4<f32>>;     // [T+1, B, H]
+@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;     // [T+1, B, H]
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
@@ -67,10 +74,7 @@ fn finish(t: u32, before: u32, after: u32, row: u32, unit: u32, sums: mat4x4<f32
     let stride = params.hidden / 4u;
     let j = unit / 4u;
     let at = (t * params.batch + row) * params.hidden + j;
-    var v = sums + mat4x4<f32>(gates[at], gates[at + stride], gates[at + 2u * stride], gates[at + 3u * stride]);
-    if (params.has_bias > 0u) {
-      v += mat4x4<f32>(bias_hh[j], bias_hh[j + stride], bias_hh[j + 2u * stride], bias_hh[j + 3u * stride]);
-    }
+    let v = sums + mat4x4<f32>(gates[at], gates[at + stride], gates[at + 2u * stride], gates[at + 3u * stride]);
     let i = lstm_sigmoid(v[0]);
     let f = lstm_sigmoid(v[1] + params.forget_bias);
     let g = lstm_tanh(v[2]);

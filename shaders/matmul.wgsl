@@ -1,4 +1,4 @@
-// c[m,n] (+)= sum_k a[m,k] b[k,n] + bias[n]
+// c[m,n] (+)= sum_k a[m,k] b[k,n] + bias[n] + second_bias[n]
 //
 // a and b are read through row and column strides, so all four transpositions are one kernel.
 // Tile of 64 x 64 in workgroup memory, 16 deep; 4 x 4 outputs a thread; tails guarded.
@@ -16,14 +16,15 @@ struct Params {
   b_row: u32,
   b_column: u32,
   c_offset: u32,
-  has_bias: u32,
+  biases: u32,
   accumulate: u32,
 }
 
 @group(0) @binding(0) var<storage, read> a: array<f32>;       // [m, k]
 @group(0) @binding(1) var<storage, read> b: array<f32>;       // [k, n]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;    // [n]
-@group(0) @binding(3) var<storage, read_write> c: array<f32>; // [m, n]
+@group(0) @binding(3) var<storage, read> second_bias: array<f32>;    // [n]
+@group(0) @binding(4) var<storage, read_write> c: array<f32>; // [m, n]
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
@@ -62,8 +63,11 @@ fn store(m: u32, n: u32, sum: f32) {
     if (repeat.x > 0u || params.accumulate > 0u) {
       value += c[e];
     }
-    if (repeat.x == 0u && params.has_bias > 0u) {
+    if (repeat.x == 0u && params.biases > 0u) {
       value += bias[n];
+    }
+    if (repeat.x == 0u && params.biases > 1u) {
+      value += second_bias[n];
     }
     c[e] = value;
   }

@@ -1,4 +1,4 @@
-// c[m,n] (+)= sum_k a[m,k] b[k,n] + bias[n]
+// c[m,n] (+)= sum_k a[m,k] b[k,n] + bias[n] + second_bias[n]
 //
 // 8 x 16 outputs a thread in registers, no workgroup memory: the fastest shape where barriers are dear.
 // Needs k, n and all offsets to be multiples of 4, and m too where a is transposed.
@@ -18,14 +18,15 @@ struct Params {
   b_row: u32,
   b_column: u32,
   c_offset: u32,
-  has_bias: u32,
+  biases: u32,
   accumulate: u32,
 }
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;       // [m, k], or [k, m] if transposed
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;       // [k, n], or [n, k] if transposed
 @group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;    // [n]
-@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>; // [m, n]
+@group(0) @binding(3) var<storage, read> second_bias: array<vec4<f32>>;    // [n]
+@group(0) @binding(4) var<storage, read_write> c: array<vec4<f32>>; // [m, n]
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
@@ -78,8 +79,11 @@ fn store(m: u32, n: u32, sum: vec4<f32>) {
     if (repeat.x > 0u || params.accumulate > 0u) {
       value += c[e];
     }
-    if (repeat.x == 0u && params.has_bias > 0u) {
+    if (repeat.x == 0u && params.biases > 0u) {
       value += bias[n / 4u];
+    }
+    if (repeat.x == 0u && params.biases > 1u) {
+      value += second_bias[n / 4u];
     }
     c[e] = value;
   }

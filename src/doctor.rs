@@ -7,6 +7,8 @@
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::kernel::AdapterClass;
+use crate::kernels::lstm_backward::Gradients;
+use crate::kernels::recurrence::*;
 use crate::kernels::*;
 use crate::layers::{self, DenseConfig, Join, LstmConfig, LstmState};
 use crate::loss;
@@ -110,30 +112,31 @@ pub fn cases() -> Vec<Case> {
                 let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
                 let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
                 let bias = if extra { Some(rec.input("bias", &[n])?) } else { None };
+                let second = if extra && ta { Some(rec.input("second_bias", &[n])?) } else { None };
                 let c = rec.activation(if extra { "c" } else { "out" }, &[m, n])?;
-                matmul::record(rec, (&a, ta), (&b, tb), bias.as_ref(), (&c, extra))
+                let biases: Vec<_> = bias.iter().chain(&second).collect();
+                matmul::record(rec, (&a, ta), (&b, tb), &biases, (&c, extra))
             }));
         }
     }
     for (steps, batch, hidden) in [(1, 1, 1), (4, 3, 17), (3, 9, 33), (2, 7, 64), (2, 33, 65), (3, 1, 128)] {
         for direction in [Direction::Forward, Direction::Reverse] {
-            let sizes = format!("{steps} {batch} {hidden} {direction:?}");
-            all.push(Case::new(format!("lstm_forward {sizes}"), 1.0, move |rec| {
-                let (weight, bias) = (rec.input("weight", &[4 * hidden, hidden])?, rec.input("bias", &[4 * hidden])?);
-                let gates = rec.activation("gates", &[steps, batch, 4 * hidden])?;
-                let h = rec.activation("h", &[steps + 1, batch, hidden])?;
-                let c = rec.activation("c", &[steps + 1, batch, hidden])?;
-                lstm_forward::record(rec, direction, &weight, Some(&bias), 0.5, &gates, &h, &c)
-            }));
-            all.push(Case::new(format!("lstm_backward {sizes}"), 0.5, move |rec| {
-                let weight = rec.input("weight", &[4 * hidden, hidden])?;
-                let gates = rec.input("gates", &[steps, batch, 4 * hidden])?;
-                let c = rec.input("c", &[steps + 1, batch, hidden])?;
-                let dgates = rec.activation("dgates", &[steps, batch, 4 * hidden])?;
-                let dh = rec.activation("dh", &[steps + 1, batch, hidden])?;
-                let dc = rec.activation("dc", &[steps + 1, batch, hidden])?;
-                lstm_backward::record(rec, direction, &weight, &gates, &c, &dgates, &dh, &dc)
-            }));
+            all.extend(recurrences([steps, batch, hidden, hidden], direction, 0));
+        }
+    }
+    for (sizes, options) in [
+        ([3, 5, 6, 6], LENGTHS),
+        ([2, 9, 17, 17], PEEPHOLE | MASK),
+        ([2, 3, 70, 70], COUPLED | CELL_CLIP | LENGTHS),
+        ([3, 9, 33, 5], PROJECTION),
+        ([2, 3, 5, 70], PROJECTION | OUTPUT_CLIP | LENGTHS),
+        ([3, 4, 1, 1], NORM),
+        ([2, 3, 65, 65], NORM | LENGTHS | PEEPHOLE | CELL_CLIP),
+        ([2, 9, 64, 33], NORM | PROJECTION | MASK | COUPLED),
+        ([2, 3, 19, 7], LENGTHS | PEEPHOLE | MASK | CELL_CLIP | PROJECTION | OUTPUT_CLIP | NORM),
+    ] {
+        for direction in [Direction::Forward, Direction::Reverse] {
+            all.extend(recurrences(sizes, direction, options));
         }
     }
     for (rows, columns) in [(1, 1), (17, 33), (300, 16)] {
@@ -153,6 +156,34 @@ pub fn cases() -> Vec<Case> {
             embedding_forward::record(rec, &ids, &table, &y)?;
             embedding_backward::record(rec, &ids, &y, &dtable, false)?;
             one_hot::record(rec, &ids, &units)
+        }));
+        all.push(Case::new(format!("sum_products {rows} {columns}"), 0.3, move |rec| {
+            let (a, b) = (rec.input("a", &[rows, columns + 3])?, rec.input("b", &[rows, columns + 1])?);
+            let sums = rec.activation("sums", &[columns + 2])?;
+            sum_products::record(rec, (&a, 3), (&b, 1), (&sums, 2), columns, true)
+        }));
+        all.push(Case::new(format!("dropout_mask with count and multiply {rows} {columns}"), 1.0, move |rec| {
+            let (x, y) = (rec.input("x", &[3, rows, columns])?, rec.activation("y", &[3, rows, columns])?);
+            let (step, mask) = (rec.activation("step", &[2])?, rec.activation("out", &[rows, columns])?);
+            rec.fill(&step.narrow(0, 1)?, (count::CARRY - 1) as f32)?;
+            rec.fill(&step.narrow(1, 1)?, 5.0)?;
+            for accumulate in [false, true] {
+                count::record(rec, &step)?;
+                dropout_mask::record(rec, &step, &mask, [7, 0x9e37_79b9], 0.3)?;
+                multiply::record(rec, &x, &mask, (&y, accumulate))?;
+            }
+            Ok(())
+        }));
+        all.push(Case::new(format!("highway with its backward {rows} {columns}"), 3.0, move |rec| {
+            let shape = [2, rows, columns];
+            let (x, h, dy) = (rec.input("x", &shape)?, rec.input("h", &shape)?, rec.input("dy", &shape)?);
+            let (carry, y) = (rec.activation("carry", &shape)?, rec.activation("y", &shape)?);
+            let (dx, dh) = (rec.activation("dx", &shape)?, rec.activation("dh", &shape)?);
+            let dcarry = rec.activation("dcarry", &shape)?;
+            let (c, x, h) = (carry.row(1)?, x.row(1)?, h.row(0)?);
+            highway::record(rec, &c, &x, &h, &y.row(1)?)?;
+            let (dx, dh) = ((&dx.row(0)?, false), (&dh.row(1)?, true));
+            highway_backward::record(rec, &c, &x, &h, &dy.row(1)?, &dcarry.row(0)?, dx, dh)
         }));
     }
     for (rows, classes, bound) in [(1, 1, 1.0), (5, 63, 1.0), (9, 65, 1e4), (70, 300, 5.0)] {
@@ -184,6 +215,83 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
+/// `lstm_forward` and `lstm_backward` over T, B, H, P with some [options](crate::kernels::recurrence).
+fn recurrences(sizes: [usize; 4], direction: Direction, options: u32) -> [Case; 2] {
+    let name = format!("{sizes:?} {direction:?} options {options}");
+    let forward = Case::new(format!("lstm_forward {name}"), 1.0, move |rec| {
+        let all = recurrence(rec, sizes, direction, options, true)?;
+        lstm_forward::record(rec, &all)
+    });
+    let backward = Case::new(format!("lstm_backward {name}"), 0.5, move |rec| {
+        let all = recurrence(rec, sizes, direction, options, false)?;
+        let to = gradients(rec, &all)?;
+        lstm_backward::record(rec, &all, &to)
+    });
+    [forward, backward]
+}
+
+/// Slots of a recurrence over T, B, H, P with some [options](crate::kernels::recurrence), for cases: what
+/// `lstm_forward` writes is to be written, or is an input of `lstm_backward`.
+pub fn recurrence(
+    rec: &mut Recorder<'_>,
+    [steps, batch, hidden, outputs]: [usize; 4],
+    direction: Direction,
+    options: u32,
+    forward: bool,
+) -> Result<Recurrence> {
+    let has = |option: u32| options & option != 0;
+    let state = |rec: &mut Recorder<'_>, name: &str, shape: &[usize]| match forward {
+        true => rec.activation(name, shape),
+        false => rec.input(name, shape),
+    };
+    let weight_hh = rec.input("weight_hh", &[4 * hidden, outputs])?;
+    let gates = state(rec, "gates", &[steps, batch, 4 * hidden])?;
+    let h = state(rec, "h", &[steps + 1, batch, outputs])?;
+    let c = state(rec, "c", &[steps + 1, batch, hidden])?;
+    let mut all = Recurrence::new(direction, &weight_hh, &gates, &h, &c);
+    all.options = CellOptions {
+        forget_bias: 0.5,
+        coupled: has(COUPLED),
+        cell_clip: has(CELL_CLIP).then_some(0.4),
+        output_clip: has(OUTPUT_CLIP).then_some(0.3),
+        epsilon: if has(NORM) { 1e-3 } else { 0.0 },
+    };
+    if has(LENGTHS) {
+        all.lengths = Some(rec.tokens("lengths", &[batch], steps + 1)?);
+    }
+    if has(PEEPHOLE) {
+        all.peephole = Some(rec.input("peephole", &[3 * hidden])?);
+    }
+    if has(MASK) {
+        let shape = [steps, batch, hidden];
+        all.mask = Some(rec.input("mask", if has(COUPLED) { &shape[1..] } else { &shape })?);
+    }
+    if has(PROJECTION) {
+        let weight_hr = rec.input("weight_hr", &[outputs, hidden])?;
+        all.projection = Some(Projection { weight_hr, m: state(rec, "m", &[steps, batch, hidden])? });
+    }
+    if has(NORM) {
+        let weight = rec.input("layer_norm", &[2, NORMS * hidden])?;
+        let normalized = state(rec, "normalized", &[steps, batch, NORMS * hidden + NORMS])?;
+        all.norm = Some(Norm { weight, normalized });
+    }
+    Ok(all)
+}
+
+/// Slots for the gradients of a [`recurrence`].
+pub fn gradients(rec: &mut Recorder<'_>, of: &Recurrence) -> Result<Gradients> {
+    let [steps, batch, hidden] = [of.gates.shape()[0], of.gates.shape()[1], of.c.columns()];
+    Ok(Gradients {
+        dgates: rec.activation("dgates", of.gates.shape())?,
+        dh: rec.activation("dh", of.h.shape())?,
+        dc: rec.activation("dc", of.c.shape())?,
+        dnormalized: match of.norm {
+            Some(_) => Some(rec.activation("dnormalized", &[steps, batch, NORMS * hidden])?),
+            None => None,
+        },
+    })
+}
+
 /// The traps: large arguments, loops beyond 65,535 iterations, tiny numbers, grids beyond 65,535 workgroups.
 fn traps() -> Vec<Case> {
     vec![
@@ -193,16 +301,18 @@ fn traps() -> Vec<Case> {
             let (h, c) = (rec.activation("h", &[4, 2, 4])?, rec.activation("c", &[4, 2, 4])?);
             rec.fill(&h, 0.5)?;
             rec.fill(&c, 30.0)?;
-            lstm_forward::record(rec, Direction::Forward, &weight, None, 0.0, &gates, &h, &c)
+            lstm_forward::record(rec, &Recurrence::new(Direction::Forward, &weight, &gates, &h, &c))
         }),
         Case::new("a sum over 70,001 terms", 0.05, |rec| {
             let (a, b) = (rec.input("a", &[70_001, 4])?, rec.input("b", &[70_001, 8])?);
             let c = rec.activation("out", &[4, 8])?;
-            matmul::record(rec, (&a, true), (&b, false), None, (&c, false))
+            matmul::record(rec, (&a, true), (&b, false), &[], (&c, false))
         }),
         Case::new("600,001 rows", 0.02, |rec| {
             let (x, sums) = (rec.input("x", &[600_001, 1])?, rec.activation("out", &[1])?);
-            sum_rows::record(rec, &x, &sums, false)
+            let products = rec.activation("products", &[1])?;
+            sum_rows::record(rec, &x, &sums, false)?;
+            sum_products::record(rec, (&x, 0), (&x, 0), (&products, 0), 1, false)
         }),
         Case::new("denormal numbers make no NaN", 1e-39, |rec| {
             let (x, y) = (rec.input("x", &[64])?, rec.input("y", &[64])?);
@@ -263,14 +373,15 @@ fn model(config: &LstmConfig, steps: usize, batch: usize) -> Result<(Parameters,
     let x = rec.input("x", &[steps, batch, config.input_size])?;
     rec.want_gradient(&x)?;
     let mut initial = Vec::new();
-    for (layer, hidden) in config.hidden_sizes.iter().enumerate() {
+    for layer in 0..config.layers() {
         for direction in config.directions() {
-            let mut state = |name: &str| -> Result<Tensor> {
-                let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[batch, *hidden])?;
+            let mut state = |name: &str, columns: usize| -> Result<Tensor> {
+                let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[batch, columns])?;
                 rec.want_gradient(&tensor)?;
                 Ok(tensor)
             };
-            initial.push(LstmState { h: state("h0")?, c: state("c0")? });
+            let (outputs, hidden) = config.state_sizes(layer);
+            initial.push(LstmState { h: state("h0", outputs)?, c: state("c0", hidden)? });
         }
     }
     let out = lstm.record(&mut rec, &x, Some(&initial))?;
@@ -343,7 +454,7 @@ async fn check_nan(device: &Device) -> Result<f64> {
     for tensor in [&gates, &h, &c] {
         rec.fill(tensor, 0.25)?;
     }
-    lstm_forward::record(&mut rec, Direction::Forward, &weight, None, 0.0, &gates, &h, &c)?;
+    lstm_forward::record(&mut rec, &Recurrence::new(Direction::Forward, &weight, &gates, &h, &c))?;
     let mut workspace = Workspace::new_async(device, rec.finish(), &parameters).await?;
     workspace.run_async().await?;
     let found = workspace.read_async::<f64>(&h.row(1)?).await?;

@@ -45,7 +45,7 @@ pub const fn tokens(name: &'static str) -> Binding {
     Binding { name, access: Access::Tokens }
 }
 
-/// What a twin gets for one binding.
+/// What a twin gets for one binding; where a step leaves a binding out, a slice without elements.
 #[derive(Debug)]
 pub enum Operand<'a, T> {
     /// For [`Access::Read`].
@@ -102,6 +102,8 @@ pub struct Shader<K: 'static> {
     pub constants: fn(&K) -> Vec<(&'static str, f64)>,
     /// Workgroups in x, y, z of one dispatch.
     pub grid: fn(&K) -> [u32; 3],
+    /// Which of the kernel's bindings it binds, in order; `None`: all of them. A shader has at most eight.
+    pub binds: Option<&'static [usize]>,
 }
 
 /// A [`Shader`] chosen for given parameters.
@@ -115,8 +117,8 @@ pub struct Dispatch {
     pub constants: Vec<(&'static str, f64)>,
     /// Workgroups in x, y, z.
     pub grid: [u32; 3],
-    /// How many dispatches, numbered by the uniform `repeat`.
-    pub repeats: u32,
+    /// Which of the kernel's bindings it binds, in order.
+    pub binds: Vec<usize>,
 }
 
 /// A kernel: the struct of its parameters with everything that belongs to the word.
@@ -136,8 +138,14 @@ pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
     /// The shaders, best first; the last suits everything.
     fn shaders() -> &'static [Shader<Self>];
 
-    /// Dispatches per run: steps of a time loop, or chunks of a long sum. Shaders read the number of
-    /// the dispatch as `repeat.x`. (An old software driver stops an invocation after 65,535 loop
+    /// The shaders that one repeat runs, one after the other: the first of [`Kernel::shaders`] that suits, where a
+    /// kernel does not say otherwise.
+    fn sequence(&self, class: AdapterClass) -> Vec<&'static Shader<Self>> {
+        vec![first_that_suits(Self::shaders(), self, class)]
+    }
+
+    /// How often the [sequence](Kernel::sequence) is run: steps of a time loop, or chunks of a long sum. Shaders read
+    /// the number of the repeat as `repeat.x`. (An old software driver stops an invocation after 65,535 loop
     /// iterations in total, without a word; chunks keep every loop below that.)
     fn repeats(&self) -> u32 {
         1
@@ -164,6 +172,11 @@ pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
     }
 }
 
+/// The best of some shaders for given parameters; the last one suits everything.
+pub fn first_that_suits<K>(shaders: &'static [Shader<K>], kernel: &K, class: AdapterClass) -> &'static Shader<K> {
+    shaders.iter().find(|s| (s.suits)(kernel, class)).unwrap_or(&shaders[shaders.len() - 1])
+}
+
 /// A [`Kernel`] as a step of a plan holds it.
 pub trait Operation: Debug + Send + Sync {
     /// The word.
@@ -180,8 +193,10 @@ pub trait Operation: Debug + Send + Sync {
     fn extent(&self) -> Option<Extent>;
     /// See [`Kernel::flops`].
     fn flops(&self) -> f64;
-    /// The shader for an adapter.
-    fn dispatch(&self, class: AdapterClass) -> Dispatch;
+    /// The dispatches of one repeat on an adapter.
+    fn dispatches(&self, class: AdapterClass) -> Vec<Dispatch>;
+    /// See [`Kernel::repeats`].
+    fn repeats(&self) -> u32;
     /// [`Kernel::twin`] in f64.
     fn twin_f64(&self, operands: &mut [Operand<'_, f64>]);
     /// [`Kernel::execute`] in f32.
@@ -217,16 +232,18 @@ impl<K: Kernel> Operation for K {
     fn flops(&self) -> f64 {
         Kernel::flops(self)
     }
-    fn dispatch(&self, class: AdapterClass) -> Dispatch {
-        let shaders = K::shaders();
-        let shader = shaders.iter().find(|s| (s.suits)(self, class)).unwrap_or(&shaders[shaders.len() - 1]);
-        Dispatch {
+    fn dispatches(&self, class: AdapterClass) -> Vec<Dispatch> {
+        let dispatch = |shader: &Shader<K>| Dispatch {
             shader: shader.name,
             source: shader.source,
             constants: (shader.constants)(self),
             grid: (shader.grid)(self),
-            repeats: self.repeats(),
-        }
+            binds: shader.binds.map_or_else(|| (0..K::BINDINGS.len()).collect(), <[usize]>::to_vec),
+        };
+        self.sequence(class).into_iter().map(dispatch).collect()
+    }
+    fn repeats(&self) -> u32 {
+        Kernel::repeats(self)
     }
     fn twin_f64(&self, operands: &mut [Operand<'_, f64>]) {
         self.twin(operands);
@@ -264,6 +281,7 @@ macro_rules! one_shader {
                 suits: |_, _| true,
                 constants: |_| Vec::new(),
                 grid: $grid,
+                binds: None,
             }]
         }
     };

@@ -175,8 +175,8 @@ pub enum Phase {
 pub struct Step {
     /// The kernel with its parameters.
     pub operation: Arc<dyn Operation>,
-    /// Slots in binding order.
-    pub operands: Vec<SlotId>,
+    /// Slots in binding order; `None` where this step leaves a binding out.
+    pub operands: Vec<Option<SlotId>>,
     /// The part of the training step.
     pub phase: Phase,
 }
@@ -185,7 +185,7 @@ impl Step {
     /// The slots this step writes.
     pub fn written(&self) -> impl Iterator<Item = SlotId> {
         let bindings = self.operation.bindings().iter();
-        bindings.zip(&self.operands).filter(|(b, _)| b.access == Access::Write).map(|(_, id)| *id)
+        bindings.zip(&self.operands).filter(|(b, _)| b.access == Access::Write).filter_map(|(_, id)| *id)
     }
 }
 
@@ -356,12 +356,11 @@ impl fmt::Display for Plan {
         }
         for (index, step) in self.steps.iter().enumerate() {
             write!(f, "{index:>3} {:<8} {}", format!("{:?}", step.phase).to_lowercase(), step.operation.name())?;
-            let unbiased = step.operation.fields().contains(&("has_bias", 0.0));
             for (binding, id) in step.operation.bindings().iter().zip(&step.operands) {
                 let arrow = if binding.access == Access::Write { "->" } else { "=" };
-                // a binding needs some slot even where it is not read
-                let absent = unbiased && binding.name.starts_with("bias");
-                write!(f, " {}{arrow}{}", binding.name, if absent { "none" } else { &self.slot(*id).name })?;
+                if let Some(id) = id {
+                    write!(f, " {}{arrow}{}", binding.name, self.slot(*id).name)?;
+                }
             }
             for (name, value) in step.operation.fields().iter().filter(|(_, v)| *v != 0.0) {
                 write!(f, " {name}:{value}")?;

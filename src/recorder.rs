@@ -174,6 +174,11 @@ impl<'p> Recorder<'p> {
     /// Appends a step. Errors: wrong number or kind of operands, parameters that reach outside a slot
     /// ([`Kernel::needs`]), or a buffer both written and bound a second time (no GPU API allows that).
     pub fn push<K: Kernel>(&mut self, kernel: K, operands: &[&Tensor]) -> Result<()> {
+        self.push_some(kernel, &operands.iter().copied().map(Some).collect::<Vec<_>>())
+    }
+
+    /// As [`Recorder::push`], with `None` for a binding that these parameters leave out.
+    pub fn push_some<K: Kernel>(&mut self, kernel: K, operands: &[Option<&Tensor>]) -> Result<()> {
         let doing = || format!("recording a step of `{}`", K::NAME);
         if operands.len() != K::BINDINGS.len() {
             return Err(Error::config(doing(), format!("{} operands", K::BINDINGS.len()), operands.len()));
@@ -181,7 +186,8 @@ impl<'p> Recorder<'p> {
         if size_of::<K>() > MAX_PARAMETER_BYTES {
             return Err(Error::config(doing(), format!("at most {MAX_PARAMETER_BYTES} bytes"), size_of::<K>()));
         }
-        for (binding, operand) in K::BINDINGS.iter().zip(operands) {
+        let present = || K::BINDINGS.iter().zip(operands).filter_map(|(b, o)| o.map(|o| (b, o)));
+        for (binding, operand) in present() {
             self.plan.check(&doing(), operand)?;
             let slot = self.plan.slot(operand.slot);
             if matches!(slot.kind, Kind::Tokens { .. }) != (binding.access == Access::Tokens) {
@@ -196,7 +202,7 @@ impl<'p> Recorder<'p> {
             if !K::VIEWS && operand.len() != slot.len() {
                 return Err(Error::config(doing(), format!("a whole slot for `{}`", binding.name), "some of its rows"));
             }
-            let same = operands.iter().filter(|o| buffer(o.slot) == buffer(operand.slot)).count();
+            let same = present().filter(|(_, o)| buffer(o.slot) == buffer(operand.slot)).count();
             if binding.access == Access::Write && same > 1 {
                 return Err(Error::config(doing(), "a buffer that is written to be bound once", &slot.name));
             }
@@ -205,13 +211,13 @@ impl<'p> Recorder<'p> {
             return Err(Error::config(doing(), "sizes above zero", format!("{kernel:?}")));
         };
         for ((binding, operand), need) in K::BINDINGS.iter().zip(operands).zip(needs) {
-            let slot = self.plan.slot(operand.slot);
-            if need > slot.len() as u128 {
-                let found = format!("`{}` with {}", slot.name, slot.len());
+            let slot = operand.map(|operand| self.plan.slot(operand.slot));
+            if need > slot.map_or(0, Slot::len) as u128 {
+                let found = slot.map_or("none".into(), |slot| format!("`{}` with {}", slot.name, slot.len()));
                 return Err(Error::config(doing(), format!("at least {need} elements for `{}`", binding.name), found));
             }
         }
-        let operands = operands.iter().map(|o| o.slot).collect();
+        let operands = operands.iter().map(|o| o.map(|o| o.slot)).collect();
         self.plan.steps.push(Step { operation: Arc::new(kernel), operands, phase: self.phase });
         Ok(())
     }

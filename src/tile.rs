@@ -58,24 +58,21 @@ fn interleave_block<T: Float, const R: usize>(rows: &[T], width: usize, to: &mut
     }
 }
 
-/// `sum_k a[k] b[k]`, in four vectors of lanes that hide the latency of the addition.
-#[inline(always)]
-pub(crate) fn dot<T: Float, const N: usize, const FMA: bool>(a: &[T], b: &[T]) -> T {
-    let mut sums = [[T::ZERO; N]; 4];
-    let (chunks_a, chunks_b) = (a.chunks_exact(4 * N), b.chunks_exact(4 * N));
-    let rest = chunks_a.remainder().iter().zip(chunks_b.remainder());
-    let mut total = rest.fold(T::ZERO, |sum, (a, b)| sum + *a * *b);
-    for (a, b) in chunks_a.zip(chunks_b) {
-        for v in 0..4 {
-            for lane in 0..N {
-                sums[v][lane] = multiply_add::<T, FMA>(a[v * N + lane], b[v * N + lane], sums[v][lane]);
+/// Packs rows of a matrix into a panel `[k][width]`: lane v of every k is from `row(v)`, zero where there is none.
+pub(crate) fn pack<'a, T: Float>(panel: &mut [T], width: usize, row: impl Fn(usize) -> Option<&'a [T]>) {
+    // blocks of k that stay in the nearest cache, so that neither side walks over far memory
+    for (block, to) in panel.chunks_mut(16 * width).enumerate() {
+        for v in 0..width {
+            match row(v) {
+                Some(row) => {
+                    for (k, value) in row[16 * block..].iter().take(to.len() / width).enumerate() {
+                        to[k * width + v] = *value;
+                    }
+                }
+                None => to[v..].iter_mut().step_by(width).for_each(|to| *to = T::ZERO),
             }
         }
     }
-    for lane in 0..N {
-        total += (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
-    }
-    total
 }
 
 /// `N` lanes from the start of a slice; those from `valid` on are zero.

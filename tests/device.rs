@@ -214,7 +214,7 @@ fn a_deadline_ends_a_wait() {
     let (a, b) = (rec.input("a", &[1024, 1024]).unwrap(), rec.input("b", &[1024, 1024]).unwrap());
     let c = rec.activation("c", &[1024, 1024]).unwrap();
     for _ in 0..8 {
-        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), None, (&c, true)).unwrap();
+        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), &[], (&c, true)).unwrap();
     }
     let mut workspace = Workspace::new(&ours, rec.finish(), &parameters).unwrap();
     ours.set_deadline(Duration::from_millis(1)).unwrap();
@@ -246,6 +246,7 @@ fn a_kernel_that_the_driver_refuses_is_an_error() {
                 suits: |_, _| true,
                 constants: |_| Vec::new(),
                 grid: |_| [1, 1, 1],
+                binds: None,
             }]
         }
         fn flops(&self) -> f64 {
@@ -491,7 +492,7 @@ fn steps_that_would_leave_their_slots_are_refused() {
     let biases = rec.input("biases", &[2, 4]).unwrap();
     for (row, fits) in [(0, true), (1, false)] {
         let bias = biases.row(row).unwrap();
-        let recorded = everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), Some(&bias), (&c, false));
+        let recorded = everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), &[&bias], (&c, false));
         assert_eq!(recorded.is_ok(), fits, "a bias is read from the start of its slot");
     }
     assert!(sum_rows::record(&mut rec, &a.narrow(0, 2).unwrap(), &sums, false).is_err(), "sum_rows takes whole slots");
@@ -547,7 +548,7 @@ fn unread_runs_wait_for_earlier_ones() {
     let (a, b) = (rec.input("a", &[512, 512]).unwrap(), rec.input("b", &[512, 512]).unwrap());
     let c = rec.activation("c", &[512, 512]).unwrap();
     for _ in 0..4 {
-        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), None, (&c, true)).unwrap();
+        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), &[], (&c, true)).unwrap();
     }
     let mut workspace = Workspace::new(&gpu, rec.finish(), &parameters).unwrap();
     workspace.run().unwrap();

@@ -6,6 +6,7 @@ mod common;
 use common::gpu;
 use everloop::doctor::{self, Case};
 use everloop::kernel::AdapterClass;
+use everloop::kernels::recurrence::{OUTPUT_CLIP, PROJECTION, Recurrence};
 use everloop::kernels::*;
 use everloop::plan::Direction;
 use everloop::{Device, Parameters, Recorder, Result, Workspace};
@@ -51,8 +52,10 @@ fn matmul_in_every_transposition() {
                     let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
                     let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
                     let bias = if bias { Some(rec.input("bias", &[n])?) } else { None };
+                    let second = if bias.is_some() && ta { Some(rec.input("second_bias", &[n])?) } else { None };
                     let c = rec.activation(if accumulate { "c" } else { "out" }, &[m, n])?;
-                    matmul::record(rec, (&a, ta), (&b, tb), bias.as_ref(), (&c, accumulate))
+                    let biases: Vec<_> = bias.iter().chain(&second).collect();
+                    matmul::record(rec, (&a, ta), (&b, tb), &biases, (&c, accumulate))
                 });
             }
         }
@@ -66,7 +69,7 @@ fn matmul_of_views_and_of_long_sums() {
             let a = rec.input("a", &[7, k])?.narrow(2, 4)?;
             let b = rec.input("b", &[3, 8, k])?.row(1)?;
             let c = rec.activation("c", &[6, 8])?.narrow(1, 4)?;
-            matmul::record(rec, (&a, false), (&b, true), None, (&c, false))
+            matmul::record(rec, (&a, false), (&b, true), &[], (&c, false))
         });
     }
     // two chunks of the sum: past 65,535 loop iterations of one invocation
@@ -75,7 +78,7 @@ fn matmul_of_views_and_of_long_sums() {
             let a = rec.input("a", &[rows, 4])?;
             let b = rec.input("b", &[rows, 8])?;
             let c = rec.activation("out", &[4, 8])?;
-            matmul::record(rec, (&a, true), (&b, false), None, (&c, false))
+            matmul::record(rec, (&a, true), (&b, false), &[], (&c, false))
         });
     }
 }
@@ -98,14 +101,10 @@ const RECURRENT: [[usize; 3]; 11] = [
 #[test]
 fn lstm_forward_at_awkward_sizes() {
     for [steps, batch, hidden] in RECURRENT {
-        for (direction, bias) in [(Direction::Forward, true), (Direction::Reverse, false)] {
+        for direction in [Direction::Forward, Direction::Reverse] {
             check(&format!("lstm_forward {steps} {batch} {hidden} {direction:?}"), 1.0, move |rec| {
-                let weight = rec.input("weight_hh", &[4 * hidden, hidden])?;
-                let b = rec.input("bias_hh", &[4 * hidden])?;
-                let gates = rec.activation("gates", &[steps, batch, 4 * hidden])?;
-                let h = rec.activation("h", &[steps + 1, batch, hidden])?;
-                let c = rec.activation("c", &[steps + 1, batch, hidden])?;
-                lstm_forward::record(rec, direction, &weight, bias.then_some(&b), 0.5, &gates, &h, &c)
+                let of = doctor::recurrence(rec, [steps, batch, hidden, hidden], direction, 0, true)?;
+                lstm_forward::record(rec, &of)
             });
         }
     }
@@ -117,15 +116,32 @@ fn lstm_backward_at_awkward_sizes() {
         for direction in [Direction::Forward, Direction::Reverse] {
             // gates are drawn from [-0.5, 0.5): not probabilities, but the equations hold for any numbers
             check(&format!("lstm_backward {steps} {batch} {hidden} {direction:?}"), 0.5, move |rec| {
-                let weight = rec.input("weight_hh", &[4 * hidden, hidden])?;
-                let gates = rec.input("gates", &[steps, batch, 4 * hidden])?;
-                let c = rec.input("c", &[steps + 1, batch, hidden])?;
-                let dgates = rec.activation("dgates", &[steps, batch, 4 * hidden])?;
-                let dh = rec.activation("dh", &[steps + 1, batch, hidden])?;
-                let dc = rec.activation("dc", &[steps + 1, batch, hidden])?;
-                lstm_backward::record(rec, direction, &weight, &gates, &c, &dgates, &dh, &dc)
+                let of = doctor::recurrence(rec, [steps, batch, hidden, hidden], direction, 0, false)?;
+                let to = doctor::gradients(rec, &of)?;
+                lstm_backward::record(rec, &of, &to)
             });
         }
+    }
+}
+
+/// Every set of options, one after the other: a wrong branch shows in the kernel that has it.
+#[test]
+fn every_combination_of_options() {
+    for options in 0..256u32 {
+        if options & OUTPUT_CLIP != 0 && options & PROJECTION == 0 {
+            continue;
+        }
+        let outputs = if options & PROJECTION != 0 { 3 } else { 5 };
+        let direction = if options.count_ones() % 2 == 0 { Direction::Forward } else { Direction::Reverse };
+        check(&format!("lstm_forward options {options}"), 1.0, move |rec| {
+            let of = doctor::recurrence(rec, [3, 2, 5, outputs], direction, options, true)?;
+            lstm_forward::record(rec, &of)
+        });
+        check(&format!("lstm_backward options {options}"), 0.5, move |rec| {
+            let of = doctor::recurrence(rec, [3, 2, 5, outputs], direction, options, false)?;
+            let to = doctor::gradients(rec, &of)?;
+            lstm_backward::record(rec, &of, &to)
+        });
     }
 }
 
@@ -138,7 +154,7 @@ fn activations_saturate_without_nan() {
         let c = rec.activation("c", &[4, 2, 4])?;
         rec.fill(&h, 0.5)?;
         rec.fill(&c, 30.0)?;
-        lstm_forward::record(rec, Direction::Forward, &weight, None, 0.0, &gates, &h, &c)
+        lstm_forward::record(rec, &Recurrence::new(Direction::Forward, &weight, &gates, &h, &c))
     });
 }
 
@@ -156,7 +172,8 @@ fn a_nan_in_the_weights_reaches_the_output() {
             for t in [&gates, &h, &c] {
                 rec.fill(t, 0.25).unwrap();
             }
-            lstm_forward::record(&mut rec, Direction::Forward, &weight, None, 0.0, &gates, &h, &c).unwrap();
+            let of = Recurrence::new(Direction::Forward, &weight, &gates, &h, &c);
+            lstm_forward::record(&mut rec, &of).unwrap();
             let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
             workspace.run().unwrap();
             let last = h.row(1).unwrap();
@@ -178,6 +195,143 @@ fn sums_over_rows() {
             });
         }
     }
+}
+
+/// 600,001 rows are two dispatches.
+#[test]
+fn sums_over_rows_of_products() {
+    for (rows, width, bound) in
+        [(1, 1, 1.0), (5, 3, 1.0), (17, 33, 0.3), (300, 16, 0.3), (65_537, 65, 0.1), (600_001, 1, 0.05)]
+    {
+        for accumulate in [false, true] {
+            check(&format!("sum_products {rows} {width}"), bound, move |rec| {
+                let a = rec.input("a", &[rows + 2, width])?.narrow(1, rows)?;
+                let b = rec.input("b", &[1, rows, width + 4])?;
+                let sums = rec.activation(if accumulate { "sums" } else { "out" }, &[width])?;
+                sum_products::record(rec, (&a, 0), (&b, 4), (&sums, 0), width, accumulate)
+            });
+        }
+    }
+    check("sum_products of some columns into a part", 1.0, move |rec| {
+        let (a, b) = (rec.input("a", &[2, 9, 7])?.row(1)?, rec.input("b", &[9, 5])?);
+        let sums = rec.activation("sums", &[3, 8])?.row(1)?;
+        sum_products::record(rec, (&a, 2), (&b, 0), (&sums, 4), 4, false)
+    });
+}
+
+#[test]
+fn products_of_elements() {
+    for (len, times) in [(1, 1), (3, 1), (1, 5), (17, 33), (257, 300)] {
+        for accumulate in [false, true] {
+            check(&format!("multiply {times} x {len}"), 1.0, move |rec| {
+                let (x, factor) = (rec.input("x", &[times, len])?, rec.input("factor", &[len])?);
+                let y = rec.activation(if accumulate { "y" } else { "out" }, &[times, len])?;
+                multiply::record(rec, &x, &factor, (&y, accumulate))
+            });
+            check(&format!("multiply {times} x {len}, views"), 1.0, move |rec| {
+                let x = rec.input("x", &[times + 2, len])?.narrow(2, times)?;
+                let factor = rec.input("factor", &[3, len])?.row(1)?;
+                let y = rec.activation("y", &[times + 2, len])?.narrow(1, times)?;
+                multiply::record(rec, &x, &factor, (&y, accumulate))
+            });
+        }
+    }
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let (x, y) = (rec.input("x", &[6]).unwrap(), rec.activation("y", &[6]).unwrap());
+    let factor = rec.input("factor", &[4]).unwrap();
+    assert!(multiply::record(&mut rec, &x, &factor, (&y, false)).is_err(), "4 does not divide 6");
+}
+
+#[test]
+fn highways_and_their_backward() {
+    for (len, bound) in [(1, 1.0), (3, 1.0), (257, 8.0), (70_001, 1.0)] {
+        for (to_x, to_h) in [(false, false), (true, false), (false, true), (true, true)] {
+            check(&format!("highway {len} {to_x} {to_h}"), bound, move |rec| {
+                let [x, h, dy] = ["x", "h", "dy"].map(|name| rec.input(name, &[len]));
+                let (x, h, dy) = (x?, h?, dy?);
+                let [carry, y, dcarry] = ["carry", "y", "dcarry"].map(|name| rec.activation(name, &[len]));
+                let (carry, y, dcarry) = (carry?, y?, dcarry?);
+                let (dx, dh) = (rec.activation("dx", &[len])?, rec.activation("dh", &[len])?);
+                highway::record(rec, &carry, &x, &h, &y)?;
+                highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, (&dx, to_x), (&dh, to_h))
+            });
+        }
+    }
+    check("highway with huge pre-activations", 1e4, move |rec| {
+        let (x, h) = (rec.input("x", &[257])?, rec.input("h", &[257])?);
+        let (carry, y) = (rec.activation("carry", &[257])?, rec.activation("y", &[257])?);
+        highway::record(rec, &carry, &x, &h, &y)
+    });
+    check("highway, outputs poisoned", 1.0, move |rec| {
+        let (gate, x) = (rec.input("gate", &[33])?, rec.input("x", &[33])?);
+        let [out, y, dcarry, dx, dh] = ["out", "y", "dcarry", "dx", "dh"].map(|name| rec.activation(name, &[33]));
+        let (carry, y, dcarry, dx, dh) = (out?, y?, dcarry?, dx?, dh?);
+        copy_columns::record(rec, (&gate, 0), (&carry, 0), 33, false)?;
+        highway::record(rec, &carry, &x, &gate, &y)?;
+        highway_backward::record(rec, &carry, &x, &gate, &x, &dcarry, (&dx, false), (&dh, false))
+    });
+}
+
+#[test]
+fn a_nan_in_a_highway_gate_reaches_the_output() {
+    for (device, class) in devices() {
+        let parameters = Parameters::new();
+        let mut rec = Recorder::new(&parameters);
+        let (carry, y) = (rec.activation("carry", &[5]).unwrap(), rec.activation("y", &[5]).unwrap());
+        let x = rec.input("x", &[5]).unwrap();
+        rec.fill(&carry, f32::NAN).unwrap();
+        highway::record(&mut rec, &carry, &x, &x, &y).unwrap();
+        let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
+        workspace.run().unwrap();
+        assert!(workspace.read::<f64>(&y).unwrap().iter().all(|v| v.is_nan()), "{device} {class:?}");
+    }
+}
+
+/// The same mask on every device, to the bit; another one for another step or key; the share that p asks for.
+#[test]
+fn dropout_masks_are_equal_everywhere() {
+    for (len, p) in [(1usize, 0.5), (3, 0.1), (255, 0.999), (1_000, 0.0), (70_001, 0.3), (70_001, 1.0 - 1e-3)] {
+        let masks = |device: &Device| -> Vec<Vec<f32>> {
+            let parameters = Parameters::new();
+            let mut rec = Recorder::new(&parameters);
+            let step = rec.input_with("step", &[1_048_574.0, 4095.0]).unwrap();
+            let mut masks = Vec::new();
+            for (name, key) in [("a", [1, 2]), ("b", [1, 2]), ("c", [1, 2]), ("d", [2, 2]), ("e", [1, 3])] {
+                let mask = rec.activation(name, &[len]).unwrap();
+                dropout_mask::record(&mut rec, &step, &mask, key, p).unwrap();
+                if name < "c" {
+                    count::record(&mut rec, &step).unwrap();
+                }
+                masks.push(mask);
+            }
+            let mut workspace = Workspace::new(device, rec.finish(), &parameters).unwrap();
+            workspace.run().unwrap();
+            // the high part is now 4096: 2^20 * 2^12 wraps to 0
+            assert_eq!(workspace.read::<f64>(&step).unwrap(), [0.0, 4096.0]);
+            masks.iter().map(|mask| workspace.read(mask).unwrap()).collect()
+        };
+        let wanted = masks(&Device::reference());
+        for (device, class) in devices() {
+            assert!(masks(&device) == wanted, "{len} {p} {device} {class:?}");
+        }
+        let scale = (1.0 / (1.0 - p)) as f32;
+        let share = |mask: &[f32]| mask.iter().filter(|v| **v != 0.0).count() as f64 / len as f64;
+        for (index, mask) in wanted.iter().enumerate() {
+            assert!(mask.iter().all(|v| *v == 0.0 || *v == scale));
+            let deviation = (p * (1.0 - p) / len as f64).sqrt();
+            assert!((share(mask) - (1.0 - p)).abs() <= 4.5 * deviation, "{len} {p}: {}", share(mask));
+            assert!(p == 0.0 || len < 10_000 || wanted[..index].iter().all(|other| other != mask), "{len} {p}");
+        }
+    }
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let (step, mask) = (rec.input("step", &[2]).unwrap(), rec.activation("mask", &[4]).unwrap());
+    for p in [-0.1, 1.0, 2.0, f64::NAN] {
+        assert!(dropout_mask::record(&mut rec, &step, &mask, [0, 0], p).is_err(), "{p}");
+    }
+    assert!(dropout_mask::record(&mut rec, &mask, &step, [0, 0], 0.5).is_err(), "a step is two floats");
+    assert!(count::record(&mut rec, &mask).is_err());
 }
 
 #[test]

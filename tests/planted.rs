@@ -7,41 +7,63 @@ use bytemuck::{Pod, Zeroable};
 use common::{F32, fill_random, gpu};
 use everloop::doctor::{self, Case};
 use everloop::float::Float;
-use everloop::kernel::{AdapterClass, Binding, Kernel, Operand, Operation, Shader};
-use everloop::kernels::lstm_backward::LstmBackward;
-use everloop::kernels::lstm_forward::LstmForward;
+use everloop::kernel::{AdapterClass, Binding, Dispatch, Kernel, Operand, Operation, Shader};
+use everloop::kernels::lstm_backward::{self, LstmBackward};
+use everloop::kernels::lstm_forward::{self, LstmForward};
+use everloop::kernels::recurrence::{LENGTHS, NORM, OUTPUT_CLIP, PROJECTION};
+use everloop::plan::Direction;
 use everloop::run::lockstep;
 use everloop::{Device, Error, Parameters, Recorder, Result, Rng, Workspace};
-use std::sync::OnceLock;
 
 /// Text replaced in a shader, the error in words, and whether the guard words must see it.
 type Plant = (&'static str, &'static str, &'static str);
 
-const FORWARD: [Plant; 5] = [
-    ("sign", "+ s.x * g;", "- s.x * g;"),
-    ("swapped gates", "let cell = s.y *", "let cell = s.w *"),
+const FORWARD: [Plant; 8] = [
+    ("sign", "+ s.x * masked;", "- s.x * masked;"),
+    ("swapped gates", "var cell = f *", "var cell = s.w *"),
     ("loop one short", "q < 16u; q++", "q < 15u; q++"),
-    ("unwritten output", "    h[(after + row) * params.hidden + unit] =", "    let unused ="),
+    ("unwritten output", "      h[(after + row) * params.outputs + unit] =", "      let unused ="),
     (
         "outside",
-        "    c[(after + row) * params.hidden + unit] = cell;",
-        "    c[(after + row) * params.hidden + unit] = cell; c[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
+        "      c[(after + row) * params.hidden + unit] = cell;",
+        "      c[(after + row) * params.hidden + unit] = cell; c[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
     ),
+    // of the stages that a norm and a projection add
+    (
+        "a mean of the wrong count",
+        "/ count + params.epsilon);\n\n  if (mine)",
+        "/ (count + 1.0) + params.epsilon);\n\n  if (mine)",
+    ),
+    ("a length one too long", "if (t >= lengths[row]) {\n        sum", "if (t > lengths[row]) {\n        sum"),
+    ("no clip", "sum = select(clamp(sum, -params.output_clip, params.output_clip), sum", "sum = select(sum, sum"),
 ];
 
-const BACKWARD: [Plant; 5] = [
+const BACKWARD: [Plant; 8] = [
     ("sign", "dc[e] + dht * o", "dc[e] - dht * o"),
-    ("swapped gates", "dgates[at] = dct * g * i", "dgates[at] = dct * f * i"),
+    ("swapped gates", "var d_i = dct * g", "var d_i = dct * f"),
     ("loop one short", "q < 16u; q++", "q < 15u; q++"),
-    ("unwritten output", "    dc[e] = dct;\n", ""),
+    ("unwritten output", "      dc[e] = dct;\n", ""),
     (
         "outside",
-        "    dh[e] = dht;",
-        "    dh[e] = dht; dh[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
+        "      dh[e] = dht;",
+        "      dh[e] = dht; dh[(params.steps + 1u) * params.batch * params.outputs + unit] = 1.0;",
     ),
+    ("a mean left out", "scale * (d - means.x", "scale * (d"),
+    ("a mean left out of the gates", "scale * (gain * dy - mean", "scale * (gain * dy"),
+    ("a clip that lets gradients through", "abs(states[e]) >= params.output_clip", "abs(states[e]) >= 1e9"),
 ];
 
-/// A kernel with plant number `P` in its general shader; the twin is the true one.
+/// Constants and grid of dispatch number `N` of a kernel.
+macro_rules! stage {
+    ($n:literal) => {
+        (
+            |k| Operation::dispatches(&k.0, AdapterClass::Hardware)[$n].constants.clone(),
+            |k| Operation::dispatches(&k.0, AdapterClass::Hardware)[$n].grid,
+        )
+    };
+}
+
+/// A kernel with plant number `P` in one of its general shaders; the twin is the true one.
 macro_rules! planted {
     ($name:ident, $inner:ty, $plants:ident) => {
         #[repr(transparent)]
@@ -55,29 +77,32 @@ macro_rules! planted {
             const FLOATS: &'static [&'static str] = <$inner as Kernel>::FLOATS;
 
             fn shaders() -> &'static [Shader<Self>] {
-                static MADE: OnceLock<[&'static str; 5]> = OnceLock::new();
-                let sources = MADE.get_or_init(|| {
-                    let source = <$inner as Kernel>::shaders().last().unwrap().source;
-                    $plants.map(|(what, from, to)| {
-                        let broken = source.replace(from, to);
-                        assert_ne!(broken, source, "{what}: nothing was planted");
-                        &*Box::leak(broken.into_boxed_str())
-                    })
-                });
-                Box::leak(Box::new([Shader {
-                    // the name is the key of the pipeline
-                    name: Box::leak(format!("{}_planted_{P}", Self::NAME).into_boxed_str()),
-                    source: sources[P],
-                    suits: |_, _| true,
-                    constants: |_| Vec::new(),
-                    grid: |k: &Self| Operation::dispatch(&k.0, AdapterClass::Hardware).grid,
-                }]))
+                &[]
+            }
+            fn sequence(&self, _: AdapterClass) -> Vec<&'static Shader<Self>> {
+                type Stage<K> = (fn(&K) -> Vec<(&'static str, f64)>, fn(&K) -> [u32; 3]);
+                let stages: [Stage<Self>; 4] = [stage!(0), stage!(1), stage!(2), stage!(3)];
+                let (what, from, to) = $plants[P];
+                let dispatches = Operation::dispatches(&self.0, AdapterClass::Hardware);
+                assert!(dispatches.iter().any(|d| d.source.contains(from)), "{what}: nothing was planted");
+                let broken = |(d, (constants, grid)): (Dispatch, Stage<Self>)| {
+                    &*Box::leak(Box::new(Shader {
+                        // the name is the key of the pipeline
+                        name: Box::leak(format!("{}_planted_{P}", d.shader).into_boxed_str()),
+                        source: Box::leak(d.source.replace(from, to).into_boxed_str()),
+                        suits: |_, _| true,
+                        constants,
+                        grid,
+                        binds: Some(Box::leak(d.binds.into_boxed_slice())),
+                    }))
+                };
+                dispatches.into_iter().zip(stages).map(broken).collect()
             }
             fn needs(&self) -> Option<Vec<u128>> {
                 Kernel::needs(&self.0)
             }
             fn repeats(&self) -> u32 {
-                self.0.repeats()
+                Kernel::repeats(&self.0)
             }
             fn flops(&self) -> f64 {
                 Kernel::flops(&self.0)
@@ -91,25 +116,27 @@ macro_rules! planted {
 planted!(Forward, LstmForward, FORWARD);
 planted!(Backward, LstmBackward, BACKWARD);
 
-const SIZES: [usize; 3] = [3, 5, 69];
+const SIZES: [usize; 4] = [3, 5, 69, 69];
+const PROJECTED: [usize; 4] = [3, 5, 33, 69];
+const OPTIONS: u32 = LENGTHS | PROJECTION | OUTPUT_CLIP | NORM;
 
-fn forward<K: Kernel>(kernel: K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
-    let [t, b, h] = SIZES;
+/// Records `lstm_forward` as the kernel that `wrap` makes of it.
+fn forward<K: Kernel>(options: u32, wrap: fn(LstmForward) -> K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
     move |rec| {
-        let (w, bias) = (rec.input("w", &[4 * h, h])?, rec.input("bias", &[4 * h])?);
-        let (gates, hs) = (rec.activation("gates", &[t, b, 4 * h])?, rec.activation("h", &[t + 1, b, h])?);
-        let c = rec.activation("c", &[t + 1, b, h])?;
-        rec.push(kernel, &[&w, &bias, &gates, &hs, &c])
+        let sizes = if options == 0 { SIZES } else { PROJECTED };
+        let all = doctor::recurrence(rec, sizes, Direction::Forward, options, true)?;
+        let (kernel, operands) = lstm_forward::step(&all)?;
+        rec.push_some(wrap(kernel), &operands)
     }
 }
 
-fn backward<K: Kernel>(kernel: K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
-    let [t, b, h] = SIZES;
+fn backward<K: Kernel>(options: u32, wrap: fn(LstmBackward) -> K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
     move |rec| {
-        let (w, gates) = (rec.input("w", &[4 * h, h])?, rec.input("gates", &[t, b, 4 * h])?);
-        let (c, dgates) = (rec.input("c", &[t + 1, b, h])?, rec.activation("dgates", &[t, b, 4 * h])?);
-        let (dh, dc) = (rec.activation("dh", &[t + 1, b, h])?, rec.activation("dc", &[t + 1, b, h])?);
-        rec.push(kernel, &[&w, &gates, &c, &dgates, &dh, &dc])
+        let sizes = if options == 0 { SIZES } else { PROJECTED };
+        let all = doctor::recurrence(rec, sizes, Direction::Reverse, options, false)?;
+        let to = doctor::gradients(rec, &all)?;
+        let (kernel, operands) = lstm_backward::step(&all, &to)?;
+        rec.push_some(wrap(kernel), &operands)
     }
 }
 
@@ -138,37 +165,39 @@ fn see(what: Plant, result: Result<()>) {
 #[test]
 fn errors_planted_in_lstm_forward_are_caught() {
     let Some(gpu) = gpu() else { return };
-    let [steps, batch, hidden] = SIZES.map(|s| s as u32);
-    let kernel = LstmForward { steps, batch, hidden, reverse: 0, has_bias: 1, forget_bias: 1.0, forget_bias_rest: 0.0 };
-    compare(&gpu, forward(kernel)).unwrap();
-    see(FORWARD[0], compare(&gpu, forward(Forward::<0>(kernel))));
-    see(FORWARD[1], compare(&gpu, forward(Forward::<1>(kernel))));
-    see(FORWARD[2], compare(&gpu, forward(Forward::<2>(kernel))));
-    see(FORWARD[3], compare(&gpu, forward(Forward::<3>(kernel))));
-    see(FORWARD[4], compare(&gpu, forward(Forward::<4>(kernel))));
+    compare(&gpu, forward(0, |k| k)).unwrap();
+    see(FORWARD[0], compare(&gpu, forward(0, Forward::<0>)));
+    see(FORWARD[1], compare(&gpu, forward(0, Forward::<1>)));
+    see(FORWARD[2], compare(&gpu, forward(0, Forward::<2>)));
+    see(FORWARD[3], compare(&gpu, forward(0, Forward::<3>)));
+    see(FORWARD[4], compare(&gpu, forward(0, Forward::<4>)));
+    compare(&gpu, forward(OPTIONS, |k| k)).unwrap();
+    see(FORWARD[5], compare(&gpu, forward(OPTIONS, Forward::<5>)));
+    see(FORWARD[6], compare(&gpu, forward(OPTIONS, Forward::<6>)));
+    see(FORWARD[7], compare(&gpu, forward(OPTIONS, Forward::<7>)));
 }
 
 #[test]
 fn errors_planted_in_lstm_backward_are_caught() {
     let Some(gpu) = gpu() else { return };
-    let [steps, batch, hidden] = SIZES.map(|s| s as u32);
-    let kernel = LstmBackward { steps, batch, hidden, reverse: 1 };
-    compare(&gpu, backward(kernel)).unwrap();
-    see(BACKWARD[0], compare(&gpu, backward(Backward::<0>(kernel))));
-    see(BACKWARD[1], compare(&gpu, backward(Backward::<1>(kernel))));
-    see(BACKWARD[2], compare(&gpu, backward(Backward::<2>(kernel))));
-    see(BACKWARD[3], compare(&gpu, backward(Backward::<3>(kernel))));
-    see(BACKWARD[4], compare(&gpu, backward(Backward::<4>(kernel))));
+    compare(&gpu, backward(0, |k| k)).unwrap();
+    see(BACKWARD[0], compare(&gpu, backward(0, Backward::<0>)));
+    see(BACKWARD[1], compare(&gpu, backward(0, Backward::<1>)));
+    see(BACKWARD[2], compare(&gpu, backward(0, Backward::<2>)));
+    see(BACKWARD[3], compare(&gpu, backward(0, Backward::<3>)));
+    see(BACKWARD[4], compare(&gpu, backward(0, Backward::<4>)));
+    compare(&gpu, backward(OPTIONS, |k| k)).unwrap();
+    see(BACKWARD[5], compare(&gpu, backward(OPTIONS, Backward::<5>)));
+    see(BACKWARD[6], compare(&gpu, backward(OPTIONS, Backward::<6>)));
+    see(BACKWARD[7], compare(&gpu, backward(OPTIONS, Backward::<7>)));
 }
 
 /// The doctor shows red when a kernel is broken, and its report says so.
 #[test]
 fn the_doctor_sees_a_broken_kernel() {
     let Some(gpu) = gpu() else { return };
-    let [steps, batch, hidden] = SIZES.map(|s| s as u32);
-    let kernel = LstmForward { steps, batch, hidden, reverse: 0, has_bias: 1, forget_bias: 1.0, forget_bias_rest: 0.0 };
-    let good = Case::new("sound", 0.7, forward(kernel));
-    let bad = Case::new("broken", 0.7, forward(Forward::<0>(kernel)));
+    let good = Case::new("sound", 0.7, forward(0, |k| k));
+    let bad = Case::new("broken", 0.7, forward(0, Forward::<0>));
     let report = pollster::block_on(doctor::examine_async(&gpu, &[good, bad]));
     let red: Vec<&str> = report.rows.iter().filter(|row| !row.is_ok()).map(|row| row.name.as_str()).collect();
     assert_eq!(red, ["broken"], "{report}");

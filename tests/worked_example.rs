@@ -9,7 +9,11 @@ use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, loss};
 
 fn run(device: &Device) -> Result<()> {
     let mut parameters = Parameters::new();
-    let lstm = LstmConfig::new(1, 1).with_bias(false).declare(&mut parameters, "lstm", &mut Rng::new(0))?;
+    let lstm = LstmConfig::new(1, 1).with_bias(everloop::layers::Bias::None).declare(
+        &mut parameters,
+        "lstm",
+        &mut Rng::new(0),
+    )?;
     parameters.set("lstm.weight_ih_l0", &[0.5, 0.5, 1.0, 0.5])?;
     parameters.set("lstm.weight_hh_l0", &[0.25, 0.5, -0.5, 0.75])?;
     let mut rec = Recorder::new(&parameters);

@@ -2,76 +2,132 @@
 //!
 //! ```text
 //! dh[after] += dgates[the step worked on just before] W_hh
+//! do = dh[after] tanh(c) o (1-o)
 //! dct        = dc[after] + dh[after] o (1 - tanh(c)^2)      dc[before] += dct f
-//! di = dct g i (1-i)     df = dct c[before] f (1-f)
-//! dg = dct i (1-g^2)     do = dh[after] tanh(c) o (1-o)
+//! di = dct g i (1-i)     df = dct c[before] f (1-f)         dg = dct i (1-g^2)
 //! ```
 //!
-//! On entry `dh` and `dc` `[T+1, B, H]` hold what flows in from outside (the layer above, the final
+//! On entry `dh` and `dc` `[T+1, B, ..]` hold what flows in from outside (the layer above, the final
 //! state), on return the whole gradient of every h and c, the initial state's included. The series
 //! calls the rows dHt and dCt, and `dct f` dc_next. `dgates [T, B, 4H]` are the gradients of the
 //! pre-activations; the weight gradients are products over all of it. Derivation: `docs/lstm.md`.
+//!
+//! With the options of [`recurrence`](super::recurrence):
+//!
+//! ```text
+//! projection    dm = dh W_hr takes the place of dh[after]; where output_clip holds h, dh becomes 0
+//! peephole      dct += do w_o                               dc[before] += di w_i + df w_f
+//! cell_clip     dct goes no further where it holds c
+//! layer norm    dnormalized [T, B, 5H]: the gradients after gain and shift, of i, f, g, o, c
+//! coupled       di = (dct g - dct c[before]) i (1-i)        df = 0
+//! past the end  dgates = 0                                  dh, dc[before] += dh, dc[after]
+//! ```
 
+use super::recurrence::{
+    COUPLED, GATES, LENGTHS, MASK, NORM, NORMS, OUTPUT_CLIP, PEEPHOLE, PROJECTION, Recurrence, Variant, expect, sum,
+};
 use crate::error::Result;
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, fold, parameters, reads, sized, writes};
-use crate::kernels::lstm_forward::{GATES, dimensions, expect};
-use crate::plan::{Direction, Tensor};
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, first_that_suits, fold, reads, writes};
+use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::tile;
 use rayon::prelude::*;
 use std::ops::Range;
 
-parameters! {
-    /// Parameters of `lstm_backward`.
-    LstmBackward {
-        /// T, the number of steps.
-        steps: u32,
-        /// B, the batch.
-        batch: u32,
-        /// H, the hidden size.
-        hidden: u32,
-        /// 1 if the forward pass walked from the last step to the first.
-        reverse: u32,
-    }
+/// Parameters of `lstm_backward`.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct LstmBackward(pub Variant);
+
+/// Where the gradients of a [`Recurrence`] go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gradients {
+    /// `[T, B, 4H]`
+    pub dgates: Tensor,
+    /// `[T+1, B, P]`
+    pub dh: Tensor,
+    /// `[T+1, B, H]`
+    pub dc: Tensor,
+    /// `[T, B, 5H]`, for a layer norm.
+    pub dnormalized: Option<Tensor>,
 }
 
-/// Records the way back over `gates [T, B, 4H]` and `c [T+1, B, H]`; updates `dh` and `dc`, writes `dgates`.
-#[allow(clippy::too_many_arguments)]
-pub fn record(
-    rec: &mut Recorder<'_>,
-    direction: Direction,
-    weight_hh: &Tensor,
-    gates: &Tensor,
-    c: &Tensor,
-    dgates: &Tensor,
-    dh: &Tensor,
-    dc: &Tensor,
-) -> Result<()> {
-    let [steps, batch, hidden] = dimensions(gates)?;
-    expect("weight_hh", weight_hh, &[GATES * hidden, hidden])?;
-    expect("dgates", dgates, gates.shape())?;
-    for (name, tensor) in [("c", c), ("dh", dh), ("dc", dc)] {
-        expect(name, tensor, &[steps + 1, batch, hidden])?;
+/// Records the way back; updates `dh` and `dc`, writes `dgates` and `dnormalized`.
+pub fn record(rec: &mut Recorder<'_>, of: &Recurrence, to: &Gradients) -> Result<()> {
+    let (kernel, operands) = step(of, to)?;
+    rec.push_some(kernel, &operands)
+}
+
+/// The kernel and its operands in binding order.
+pub fn step<'a>(of: &'a Recurrence, to: &'a Gradients) -> Result<(LstmBackward, [Option<&'a Tensor>; 13])> {
+    let variant = of.variant()?;
+    expect("dgates", &to.dgates, of.gates.shape())?;
+    expect("dh", &to.dh, of.h.shape())?;
+    expect("dc", &to.dc, of.c.shape())?;
+    if let (Some(dnormalized), [steps, batch, hidden, _]) = (&to.dnormalized, variant.sizes()) {
+        expect("dnormalized", dnormalized, &[steps, batch, NORMS * hidden])?;
     }
-    let kernel = LstmBackward {
-        steps: steps as u32,
-        batch: batch as u32,
-        hidden: hidden as u32,
-        reverse: (direction == Direction::Reverse) as u32,
-    };
-    rec.push(kernel, &[weight_hh, gates, c, dgates, dh, dc])
+    let operands = [
+        Some(&of.weight_hh),
+        Some(&of.gates),
+        Some(&of.c),
+        Some(&to.dgates),
+        Some(&to.dh),
+        Some(&to.dc),
+        of.peephole.as_ref(),
+        of.mask.as_ref(),
+        of.projection.as_ref().map(|p| &p.weight_hr),
+        of.options.output_clip.map(|_| &of.h),
+        of.norm.as_ref().map(|n| &n.weight),
+        of.norm.as_ref().map(|n| &n.normalized),
+        to.dnormalized.as_ref(),
+    ];
+    Ok((LstmBackward(variant), operands))
+}
+
+/// The operands by name.
+struct Slots<'a, T> {
+    weight_hh: &'a [T],
+    gates: &'a [T],
+    c: &'a [T],
+    dgates: &'a mut [T],
+    dh: &'a mut [T],
+    dc: &'a mut [T],
+    peephole: &'a [T],
+    mask: &'a [T],
+    weight_hr: &'a [T],
+    h: &'a [T],
+    norm: &'a [T],
+    normalized: &'a [T],
+    dnormalized: &'a mut [T],
+}
+
+impl<'a, T> Slots<'a, T> {
+    fn new(operands: &'a mut [Operand<'_, T>]) -> Self {
+        let [
+            Operand::Read(weight_hh),
+            Operand::Read(gates),
+            Operand::Read(c),
+            Operand::Write(dgates),
+            Operand::Write(dh),
+            Operand::Write(dc),
+            Operand::Read(peephole),
+            Operand::Read(mask),
+            Operand::Read(weight_hr),
+            Operand::Read(h),
+            Operand::Read(norm),
+            Operand::Read(normalized),
+            Operand::Write(dnormalized),
+        ] = operands
+        else {
+            unreachable!("bindings of lstm_backward")
+        };
+        Slots { weight_hh, gates, c, dgates, dh, dc, peephole, mask, weight_hr, h, norm, normalized, dnormalized }
+    }
 }
 
 impl LstmBackward {
-    fn sizes(&self) -> [usize; 3] {
-        [self.steps as usize, self.batch as usize, self.hidden as usize]
-    }
-
-    fn direction(&self) -> Direction {
-        if self.reverse != 0 { Direction::Reverse } else { Direction::Forward }
-    }
-
     /// The step worked on just before the `n`-th one of the way back.
     fn next_time(&self, n: usize) -> Option<usize> {
         n.checked_sub(1).map(|n| self.time(n))
@@ -79,144 +135,292 @@ impl LstmBackward {
 
     /// The time of the `n`-th step of the way back.
     fn time(&self, n: usize) -> usize {
-        let steps = self.steps as usize;
-        self.direction().time(steps - 1 - n, steps)
+        let steps = self.0.steps as usize;
+        self.0.direction().time(steps - 1 - n, steps)
     }
 
     /// State row of the `n`-th step of the way back; for n = T the initial state.
     fn row_after(&self, n: usize) -> usize {
-        match n == self.steps as usize {
-            true => self.direction().first_row(n),
-            false => self.direction().row_after(self.time(n)),
+        match n == self.0.steps as usize {
+            true => self.0.direction().first_row(n),
+            false => self.0.direction().row_after(self.time(n)),
         }
     }
 }
 
+/// Constants of the shader `lstm_backward`: which product, and what follows it.
+fn constants(k: &LstmBackward, from_h: bool, cell: bool) -> Vec<(&'static str, f64)> {
+    let mut constants = k.0.constants(&[
+        "has_lengths",
+        "has_peephole",
+        "has_mask",
+        "coupled",
+        "has_cell_clip",
+        "has_output_clip",
+        "normed",
+    ]);
+    constants.extend([("from_h", from_h as u32 as f64), ("cell", cell as u32 as f64)]);
+    constants
+}
+
 impl Kernel for LstmBackward {
     const NAME: &'static str = "lstm_backward";
-    const BINDINGS: &'static [Binding] =
-        &[reads("weight_hh"), reads("gates"), reads("c"), writes("dgates"), writes("dh"), writes("dc")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
+    const BINDINGS: &'static [Binding] = &[
+        reads("weight_hh"),
+        reads("gates"),
+        reads("c"),
+        writes("dgates"),
+        writes("dh"),
+        writes("dc"),
+        reads("peephole"),
+        reads("mask"),
+        reads("weight_hr"),
+        reads("h"),
+        reads("layer_norm"),
+        reads("normalized"),
+        writes("dnormalized"),
+    ];
+    const FIELDS: &'static [&'static str] = Variant::FIELDS;
+    const FLOATS: &'static [&'static str] = Variant::FLOATS;
 
     fn shaders() -> &'static [Shader<Self>] {
         &[
             Shader {
                 name: "lstm_backward_registers",
                 source: include_str!("../../shaders/lstm_backward_registers.wgsl"),
-                suits: |k, class| class == AdapterClass::Software && k.hidden.is_multiple_of(4),
+                suits: |k, class| class == AdapterClass::Software && k.0.hidden.is_multiple_of(4) && k.0.options == 0,
                 constants: |_| Vec::new(),
-                grid: |k| fold(k.hidden.div_ceil(64) as u64 * k.batch.div_ceil(8) as u64),
+                grid: |k| fold(k.0.hidden.div_ceil(64) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[0, 1, 2, 3, 4, 5]),
+            },
+            // dh from dgates, and without a projection the cell
+            Shader {
+                name: "lstm_backward",
+                source: include_str!("../../shaders/lstm_backward.wgsl"),
+                suits: |k, _| !k.0.has(PROJECTION),
+                constants: |k| constants(k, false, true),
+                grid: |k| fold(k.0.hidden.div_ceil(8) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[0, 1, 2, 3, 4, 5, 6, 7]),
             },
             Shader {
                 name: "lstm_backward",
                 source: include_str!("../../shaders/lstm_backward.wgsl"),
                 suits: |_, _| true,
+                constants: |k| constants(k, false, false),
+                grid: |k| fold(k.0.outputs.div_ceil(8) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[0, 1, 9, 3, 4, 5, 6, 7]),
+            },
+            // with one, the cell's output from dh
+            Shader {
+                name: "lstm_backward",
+                source: include_str!("../../shaders/lstm_backward.wgsl"),
+                suits: |k, _| k.0.has(PROJECTION),
+                constants: |k| constants(k, true, true),
+                grid: |k| fold(k.0.hidden.div_ceil(8) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[8, 1, 2, 3, 4, 5, 6, 7]),
+            },
+            Shader {
+                name: "lstm_backward_norm",
+                source: include_str!("../../shaders/lstm_backward_norm.wgsl"),
+                suits: |k, _| k.0.has(NORM),
+                constants: |k| k.0.constants(&["has_lengths", "has_peephole", "has_mask", "coupled", "has_cell_clip"]),
+                grid: |k| fold(k.0.batch as u64),
+                binds: Some(&[1, 2, 5, 6, 7, 10, 11, 12]),
+            },
+            Shader {
+                name: "lstm_backward_norm_gates",
+                source: include_str!("../../shaders/lstm_backward_norm_gates.wgsl"),
+                suits: |k, _| k.0.has(NORM),
                 constants: |_| Vec::new(),
-                grid: |k| fold(k.hidden.div_ceil(8) as u64 * k.batch.div_ceil(8) as u64),
+                grid: |k| fold(k.0.batch as u64),
+                binds: Some(&[3, 10, 11, 12]),
             },
         ]
     }
 
+    fn sequence(&self, class: AdapterClass) -> Vec<&'static Shader<Self>> {
+        let (products, rest) = Self::shaders().split_at(3);
+        let wanted = rest.iter().filter(|shader| (shader.suits)(self, class));
+        std::iter::once(first_that_suits(products, self, class)).chain(wanted).collect()
+    }
+
     fn repeats(&self) -> u32 {
-        self.steps + 1
+        self.0.steps + 1
     }
 
     fn needs(&self) -> Option<Vec<u128>> {
-        let Self { steps, batch, hidden, .. } = *self;
-        let (gates, states) =
-            (sized(&[steps, batch, 4, hidden])?, sized(&[steps, batch, hidden])? + sized(&[batch, hidden])?);
-        Some(vec![sized(&[4, hidden, hidden])?, gates, states, gates, states, states])
+        let s = self.0.lengths_of_slots()?;
+        Some(vec![
+            s.weight_hh,
+            s.gates,
+            s.c,
+            s.gates,
+            s.h,
+            s.c,
+            s.peephole,
+            s.mask,
+            s.weight_hr,
+            if self.0.has(OUTPUT_CLIP) { s.h } else { 0 },
+            s.norm,
+            s.normalized,
+            s.dnormalized,
+        ])
     }
 
     fn flops(&self) -> f64 {
-        let [steps, batch, hidden] = self.sizes();
-        2.0 * (GATES * hidden * hidden) as f64 * (steps * batch) as f64
+        self.0.flops()
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [
-            Operand::Read(weight),
-            Operand::Read(gates),
-            Operand::Read(c),
-            Operand::Write(dgates),
-            Operand::Write(dh),
-            Operand::Write(dc),
-        ] = operands
-        else {
-            unreachable!("bindings of lstm_backward")
-        };
-        let [steps, batch, hidden] = self.sizes();
+        let s = Slots::new(operands);
+        let k = &self.0;
+        let [steps, batch, hidden, outputs] = k.sizes();
         let one = T::ONE;
-        for n in 0..=steps {
-            for row in 0..batch {
-                let after = (self.row_after(n) * batch + row) * hidden;
-                if let Some(next) = self.next_time(n) {
-                    let dnext = &dgates[(next * batch + row) * GATES * hidden..][..GATES * hidden];
-                    for j in 0..hidden {
-                        for (u, d) in dnext.iter().enumerate() {
-                            dh[after + j] += *d * weight[u * hidden + j];
-                        }
+        for (n, row) in (0..=steps).flat_map(|n| (0..batch).map(move |row| (n, row))) {
+            let after = self.row_after(n) * batch + row;
+            if let Some(next) = self.next_time(n) {
+                for p in 0..outputs {
+                    let mut sum = T::ZERO;
+                    for u in 0..GATES * hidden {
+                        sum += s.dgates[(next * batch + row) * GATES * hidden + u] * s.weight_hh[u * outputs + p];
+                    }
+                    s.dh[after * outputs + p] += sum;
+                }
+            }
+            if n == steps {
+                continue;
+            }
+            let t = self.time(n);
+            let before = k.direction().row_before(t) * batch + row;
+            let at = |gate: usize, j: usize| ((t * batch + row) * GATES + gate) * hidden + j;
+            if k.has(LENGTHS) && s.gates[at(3, 0)] == T::ZERO {
+                for p in 0..outputs {
+                    let carried = s.dh[after * outputs + p];
+                    s.dh[before * outputs + p] += carried;
+                }
+                for j in 0..hidden {
+                    let carried = s.dc[after * hidden + j];
+                    s.dc[before * hidden + j] += carried;
+                    (0..GATES).for_each(|gate| s.dgates[at(gate, j)] = T::ZERO);
+                }
+                if k.has(NORM) {
+                    s.dnormalized[(t * batch + row) * NORMS * hidden..][..NORMS * hidden].fill(T::ZERO);
+                }
+                continue;
+            }
+            let dh = &mut s.dh[after * outputs..][..outputs];
+            if let Some(limit) = k.output_clip::<T>() {
+                for p in 0..outputs {
+                    if !within(s.h[after * outputs + p], limit) {
+                        dh[p] = T::ZERO;
                     }
                 }
-                if n == steps {
-                    continue;
+            }
+            let dm = |j: usize| match k.has(PROJECTION) {
+                true => (0..outputs).fold(T::ZERO, |sum, p| sum + dh[p] * s.weight_hr[p * hidden + j]),
+                false => dh[j],
+            };
+            let peephole =
+                |gate: usize, j: usize| if k.has(PEEPHOLE) { s.peephole[gate * hidden + j] } else { T::ZERO };
+            // of the pre-activations after gain and shift
+            let mut d_o = vec![T::ZERO; hidden];
+            let mut du = vec![T::ZERO; hidden];
+            for j in 0..hidden {
+                let (dm, o, c) = (dm(j), s.gates[at(3, j)], s.c[after * hidden + j]);
+                let tanh_c = c.tanh();
+                d_o[j] = dm * tanh_c * o * (one - o);
+                let dct = s.dc[after * hidden + j] + dm * o * (one - tanh_c * tanh_c) + d_o[j] * peephole(2, j);
+                s.dc[after * hidden + j] = dct;
+                du[j] = if k.cell_clip().is_none_or(|limit| within(c, limit)) { dct } else { T::ZERO };
+            }
+            // through norm number `index`: 1/std (d - mean(d) - x mean(d x)) with d = gain dy
+            let dnormalized = (t * batch + row) * NORMS * hidden;
+            let normalized = (t * batch + row) * NORMS * (hidden + 1);
+            let through_norm = |dy: &[T], index: usize| -> Vec<T> {
+                let count = T::of(hidden as f64);
+                let x = &s.normalized[normalized + index * hidden..][..hidden];
+                let d: Vec<T> = (0..hidden).map(|j| s.norm[index * hidden + j] * dy[j]).collect();
+                let mean = d.iter().fold(T::ZERO, |sum, d| sum + *d) / count;
+                let mean_x = d.iter().zip(x).fold(T::ZERO, |sum, (d, x)| sum + *d * *x) / count;
+                let scale = s.normalized[normalized + NORMS * hidden + index];
+                d.iter().zip(x).map(|(d, x)| scale * (*d - mean - *x * mean_x)).collect()
+            };
+            if k.has(NORM) {
+                s.dnormalized[dnormalized + GATES * hidden..][..hidden].copy_from_slice(&du);
+                du = through_norm(&du, GATES);
+            }
+            for j in 0..hidden {
+                let [i, f, g] = [0, 1, 2].map(|gate| s.gates[at(gate, j)]);
+                let mask = if k.has(MASK) { s.mask[k.mask_at(t, row) + j] } else { one };
+                let c_before = s.c[before * hidden + j];
+                let (di, df) = match k.has(COUPLED) {
+                    true => ((du[j] * g * mask - du[j] * c_before) * i * (one - i), T::ZERO),
+                    false => (du[j] * g * mask * i * (one - i), du[j] * c_before * f * (one - f)),
+                };
+                s.dc[before * hidden + j] += du[j] * f + di * peephole(0, j) + df * peephole(1, j);
+                for (gate, value) in [di, df, du[j] * i * mask * (one - g * g), d_o[j]].into_iter().enumerate() {
+                    s.dgates[at(gate, j)] = value;
                 }
-                let t = self.time(n);
-                let before = (self.direction().row_before(t) * batch + row) * hidden;
-                for j in 0..hidden {
-                    let at = |gate: usize| (t * batch + row) * GATES * hidden + gate * hidden + j;
-                    let [i, f, g, o] = [0, 1, 2, 3].map(|gate| gates[at(gate)]);
-                    let dht = dh[after + j];
-                    let tanh_c = c[after + j].tanh();
-                    let dct = dc[after + j] + dht * o * (one - tanh_c * tanh_c);
-                    dc[after + j] = dct;
-                    dc[before + j] += dct * f;
-                    dgates[at(0)] = dct * g * i * (one - i);
-                    dgates[at(1)] = dct * c[before + j] * f * (one - f);
-                    dgates[at(2)] = dct * i * (one - g * g);
-                    dgates[at(3)] = dht * tanh_c * o * (one - o);
+            }
+            if k.has(NORM) {
+                for gate in 0..GATES {
+                    let dgate = &mut s.dgates[at(gate, 0)..at(gate, hidden)];
+                    s.dnormalized[dnormalized + gate * hidden..][..hidden].copy_from_slice(dgate);
+                    dgate.copy_from_slice(&through_norm(dgate, gate));
                 }
             }
         }
     }
 
     fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>) {
-        let [
-            Operand::Read(weight),
-            Operand::Read(gates),
-            Operand::Read(c),
-            Operand::Write(dgates),
-            Operand::Write(dh),
-            Operand::Write(dc),
-        ] = operands
-        else {
-            unreachable!("bindings of lstm_backward")
-        };
-        let [_, batch, hidden] = self.sizes();
+        let s = Slots::new(operands);
+        let k = &self.0;
+        let [_, batch, hidden, outputs] = k.sizes();
         let width = 4 * tile::lanes::<T>();
-        let units = hidden.next_multiple_of(width);
-        let memory = tile::aligned(scratch, GATES * hidden * (units + batch));
-        let (panels, rows) = memory.split_at_mut(GATES * hidden * units);
-        // [panel][gate and unit summed over][4 N units]
-        for (p, panel) in panels.chunks_exact_mut(GATES * hidden * width).enumerate() {
-            let valid = (hidden - p * width).min(width);
-            for (u, to) in panel.chunks_exact_mut(width).enumerate() {
-                to[..valid].copy_from_slice(&weight[u * hidden + p * width..][..valid]);
-                to[valid..].fill(T::ZERO);
-            }
-        }
-        let panels = &*panels;
-        let (gates, c) = (*gates, *c);
+        // of weight_hh and weight_hr: [panel][gate and unit, or output, summed over][4 N units]
+        let to_outputs = outputs.next_multiple_of(width);
+        let to_units = if k.has(PROJECTION) { hidden.next_multiple_of(width) } else { 0 };
+        let inner = if k.has(PROJECTION) { outputs } else { 0 };
+        let sizes = [GATES * hidden * to_outputs, outputs * to_units, batch * GATES * hidden];
+        let memory = tile::aligned(scratch, sizes.iter().sum::<usize>() + batch * inner);
+        let (panels, rest) = memory.split_at_mut(sizes[0]);
+        let (output_panels, rest) = rest.split_at_mut(sizes[1]);
+        let (x, y) = rest.split_at_mut(sizes[2]);
+        pack_columns(panels, width, s.weight_hh, outputs);
+        pack_columns(output_panels, width, s.weight_hr, hidden);
+        let (panels, output_panels) = (&*panels, &*output_panels);
         let groups = tile::row_groups(batch, self.flops());
-        let mut dgates = tile::split_rows(dgates, batch, GATES * hidden, &groups).into_iter();
-        let mut dh = tile::split_rows(dh, batch, hidden, &groups).into_iter();
-        let mut dc = tile::split_rows(dc, batch, hidden, &groups).into_iter();
-        let mut x = tile::split_rows(rows, batch, GATES * hidden, &groups).into_iter().flatten();
+        let mut dgates = tile::split_rows(s.dgates, batch, GATES * hidden, &groups).into_iter();
+        let mut dh = tile::split_rows(s.dh, batch, outputs, &groups).into_iter();
+        let mut dc = tile::split_rows(s.dc, batch, hidden, &groups).into_iter();
+        let mut dnormalized = tile::split_rows(s.dnormalized, batch, NORMS * hidden, &groups).into_iter();
+        let mut x = tile::split_rows(x, batch, GATES * hidden, &groups).into_iter().flatten();
+        let mut y: Box<dyn Iterator<Item = &mut [T]>> = match k.has(PROJECTION) {
+            true => Box::new(tile::split_rows(y, batch, outputs, &groups).into_iter().flatten()),
+            false => Box::new(groups.iter().map(|_| &mut [][..])),
+        };
         let workers: Vec<_> = groups
             .iter()
             .filter_map(|rows| {
-                let (dgates, dh, dc, x) = (dgates.next()?, dh.next()?, dc.next()?, x.next()?);
-                Some(Worker { kernel: self, rows: rows.clone(), units, panels, gates, c, dgates, dh, dc, x })
+                Some(Worker {
+                    kernel: self,
+                    rows: rows.clone(),
+                    panels,
+                    output_panels,
+                    gates: s.gates,
+                    c: s.c,
+                    h: s.h,
+                    peephole: s.peephole,
+                    mask: s.mask,
+                    norm: s.norm,
+                    normalized: s.normalized,
+                    dgates: dgates.next()?,
+                    dh: dh.next()?,
+                    dc: dc.next()?,
+                    dnormalized: dnormalized.next()?,
+                    x: x.next()?,
+                    y: y.next()?,
+                })
             })
             .collect();
         match workers.len() {
@@ -226,55 +430,98 @@ impl Kernel for LstmBackward {
     }
 }
 
+/// Rows of `columns` values to panels `[panel][row][width]`, with zeros behind the last column.
+fn pack_columns<T: Float>(panels: &mut [T], width: usize, rows: &[T], columns: usize) {
+    let count = rows.len() / columns;
+    for (p, panel) in panels.chunks_exact_mut((count * width).max(1)).enumerate() {
+        let valid = (columns - p * width).min(width);
+        for (row, to) in rows.chunks_exact(columns).zip(panel.chunks_exact_mut(width)) {
+            to[..valid].copy_from_slice(&row[p * width..][..valid]);
+            to[valid..].fill(T::ZERO);
+        }
+    }
+}
+
+/// Whether a clip at `limit` left v as it was; at the limit itself it counts as clipped.
+#[inline(always)]
+fn within<T: Float>(v: T, limit: T) -> bool {
+    // so written, a NaN is within
+    !(v >= limit || v <= -limit)
+}
+
 /// Some batch rows of a sequence, with every per-step slice of theirs.
 struct Worker<'a, T> {
     kernel: &'a LstmBackward,
     rows: Range<usize>,
-    /// H rounded up to whole panels.
-    units: usize,
-    /// `[panel][4H][4 N]`
+    /// `weight_hh` as `[panel][4H][4 N]`.
     panels: &'a [T],
-    /// All rows.
+    /// `weight_hr` as `[panel][P][4 N]`.
+    output_panels: &'a [T],
+    /// All rows, as the other slices without steps.
     gates: &'a [T],
-    /// All rows.
     c: &'a [T],
+    h: &'a [T],
+    peephole: &'a [T],
+    mask: &'a [T],
+    norm: &'a [T],
+    normalized: &'a [T],
     dgates: Vec<&'a mut [T]>,
     dh: Vec<&'a mut [T]>,
     dc: Vec<&'a mut [T]>,
+    dnormalized: Vec<&'a mut [T]>,
     /// dgates of the step worked on just before, interleaved.
     x: &'a mut [T],
+    /// dh of this step, interleaved.
+    y: &'a mut [T],
 }
 
 impl<T: Float> Vectorized for Worker<'_, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
-        let [steps, _, hidden] = self.kernel.sizes();
-        let size = GATES * hidden * 4 * N;
+        let k = &self.kernel.0;
+        let [steps, _, hidden, outputs] = k.sizes();
+        let (size, output_size) = (GATES * hidden * 4 * N, outputs * 4 * N);
         for n in 0..=steps {
             if let Some(next) = self.kernel.next_time(n) {
                 tile::interleave(self.dgates[next], GATES * hidden, R, self.x);
             }
-            for p in 0..self.units / (4 * N) {
+            for p in 0..outputs.div_ceil(4 * N) {
                 let panel = &self.panels[p * size..(p + 1) * size];
                 for rows in tile::blocks(self.rows.len(), R) {
-                    tile::with_rows!(rows.len(), self.block::<N, FMA>(n, p, panel, rows.clone()));
+                    tile::with_rows!(rows.len(), self.outputs::<N, FMA>(n, p, panel, rows.clone()));
                 }
+            }
+            if n == steps {
+                continue;
+            }
+            if k.has(PROJECTION) {
+                tile::interleave(self.dh[self.kernel.row_after(n)], outputs, R, self.y);
+                for p in 0..hidden.div_ceil(4 * N) {
+                    let panel = &self.output_panels[p * output_size..(p + 1) * output_size];
+                    for rows in tile::blocks(self.rows.len(), R) {
+                        tile::with_rows!(rows.len(), self.units::<N, FMA>(n, p, panel, rows.clone()));
+                    }
+                }
+            }
+            if k.has(NORM) {
+                (0..self.rows.len()).for_each(|row| self.norm_row::<N>(n, row));
             }
         }
     }
 }
 
 impl<T: Float> Worker<'_, T> {
-    /// One panel of units for `R` rows at the `n`-th step of the way back.
+    /// dh for one panel of outputs and `R` rows at the `n`-th step of the way back; without a projection the cell too.
     #[inline(always)]
-    fn block<const N: usize, const R: usize, const FMA: bool>(
+    fn outputs<const N: usize, const R: usize, const FMA: bool>(
         &mut self,
         n: usize,
         p: usize,
         panel: &[T],
         rows: Range<usize>,
     ) {
-        let hidden = self.kernel.hidden as usize;
+        let k = &self.kernel.0;
+        let [steps, _, hidden, outputs] = k.sizes();
         let sums = match self.kernel.next_time(n) {
             Some(_) => {
                 let width = GATES * hidden;
@@ -282,56 +529,208 @@ impl<T: Float> Worker<'_, T> {
             }
             None => [[[T::ZERO; N]; 4]; R],
         };
-        for r in 0..R {
-            for v in 0..4 {
-                let unit = (p * 4 + v) * N;
-                if unit < hidden {
-                    self.finish(n, rows.start + r, unit, &sums[r][v]);
+        let after = self.kernel.row_after(n);
+        for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
+            let (row, output) = (rows.start + r, (p * 4 + v) * N);
+            if output >= outputs {
+                continue;
+            }
+            let (at, valid) = (row * outputs + output, outputs - output);
+            let mut dht: [T; N] = tile::load(&self.dh[after][at..], valid);
+            for lane in 0..N {
+                dht[lane] += sums[r][v][lane];
+            }
+            if n < steps && self.ended(n, row) {
+                let before = k.direction().row_before(self.kernel.time(n));
+                let mut carried: [T; N] = tile::load(&self.dh[before][at..], valid);
+                for lane in 0..N {
+                    carried[lane] += dht[lane];
                 }
+                tile::store(&carried, &mut self.dh[before][at..], valid);
+            } else if let (true, Some(limit)) = (n < steps, k.output_clip()) {
+                let all_rows = (after * k.batch as usize + self.rows.start) * outputs;
+                let h: [T; N] = tile::load(&self.h[all_rows + at..], valid);
+                for lane in 0..N {
+                    if !within(h[lane], limit) {
+                        dht[lane] = T::ZERO;
+                    }
+                }
+            }
+            tile::store(&dht, &mut self.dh[after][at..], valid);
+            if n < steps && !k.has(PROJECTION) {
+                self.cell(n, row, output, &dht);
             }
         }
     }
 
-    /// The cell's derivatives for `N` units of one row.
+    /// The cell for one panel of units and `R` rows, from dh through the projection.
     #[inline(always)]
-    fn finish<const N: usize>(&mut self, n: usize, row: usize, unit: usize, sum: &[T; N]) {
-        let [steps, batch, hidden] = self.kernel.sizes();
+    fn units<const N: usize, const R: usize, const FMA: bool>(
+        &mut self,
+        n: usize,
+        p: usize,
+        panel: &[T],
+        rows: Range<usize>,
+    ) {
+        let [_, _, hidden, outputs] = self.kernel.0.sizes();
+        let sums = tile::multiply::<T, N, R, FMA>(&self.y[rows.start * outputs..rows.end * outputs], panel);
+        for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
+            let unit = (p * 4 + v) * N;
+            if unit < hidden {
+                self.cell(n, rows.start + r, unit, &sums[r][v]);
+            }
+        }
+    }
+
+    /// Whether the row's length lies before the `n`-th step of the way back: a sigmoid is never 0.
+    #[inline(always)]
+    fn ended(&self, n: usize, row: usize) -> bool {
+        let k = &self.kernel.0;
+        let [_, batch, hidden, _] = k.sizes();
+        let row = self.kernel.time(n) * batch + self.rows.start + row;
+        k.has(LENGTHS) && self.gates[(row * GATES + 3) * hidden] == T::ZERO
+    }
+
+    /// The cell's derivatives for `N` units of one row; with a norm, those of o and c only.
+    #[inline(always)]
+    fn cell<const N: usize>(&mut self, n: usize, row: usize, unit: usize, dm: &[T; N]) {
+        let k = &self.kernel.0;
+        let [_, batch, hidden, _] = k.sizes();
         let (valid, one) = (hidden - unit, T::ONE);
-        let (after, at) = (self.kernel.row_after(n), row * hidden + unit);
-        let mut dht: [T; N] = tile::load(&self.dh[after][at..], valid);
-        for lane in 0..N {
-            dht[lane] += sum[lane];
-        }
-        tile::store(&dht, &mut self.dh[after][at..], valid);
-        if n == steps {
-            return;
-        }
-        let t = self.kernel.time(n);
-        let before = self.kernel.direction().row_before(t);
+        let (t, after, at) = (self.kernel.time(n), self.kernel.row_after(n), row * hidden + unit);
         let in_batch = |step: usize| (step * batch + self.rows.start) * hidden + at;
         let c_after: [T; N] = tile::load(&self.c[in_batch(after)..], valid);
-        let c_before: [T; N] = tile::load(&self.c[in_batch(before)..], valid);
-        let gate_at = |gate: usize| (row * GATES + gate) * hidden + unit;
+        let o_at = (row * GATES + 3) * hidden + unit;
         let all_rows = (t * batch + self.rows.start) * GATES * hidden;
-        let [i, f, g, o]: [[T; N]; GATES] =
-            std::array::from_fn(|gate| tile::load(&self.gates[all_rows + gate_at(gate)..], valid));
+        let o: [T; N] = tile::load(&self.gates[all_rows + o_at..], valid);
         let mut dct: [T; N] = tile::load(&self.dc[after][at..], valid);
-        let mut dc_next: [T; N] = tile::load(&self.dc[before][at..], valid);
-        let mut dgates = [[T::ZERO; N]; GATES];
+        let mut d_o = [T::ZERO; N];
         for lane in 0..N {
             let tanh_c = c_after[lane].tanh();
-            let (i, f, g, o) = (i[lane], f[lane], g[lane], o[lane]);
-            dct[lane] += dht[lane] * o * (one - tanh_c * tanh_c);
-            dc_next[lane] += dct[lane] * f;
-            dgates[0][lane] = dct[lane] * g * i * (one - i);
-            dgates[1][lane] = dct[lane] * c_before[lane] * f * (one - f);
-            dgates[2][lane] = dct[lane] * i * (one - g * g);
-            dgates[3][lane] = dht[lane] * tanh_c * o * (one - o);
+            dct[lane] += dm[lane] * o[lane] * (one - tanh_c * tanh_c);
+            d_o[lane] = dm[lane] * tanh_c * o[lane] * (one - o[lane]);
+        }
+        if k.has(PEEPHOLE) {
+            let w: [T; N] = tile::load(&self.peephole[2 * hidden + unit..], valid);
+            for lane in 0..N {
+                dct[lane] += d_o[lane] * w[lane];
+            }
         }
         tile::store(&dct, &mut self.dc[after][at..], valid);
+        tile::store(&d_o, &mut self.dgates[t][o_at..], valid);
+        if !k.has(NORM) {
+            let ended = self.ended(n, row);
+            if let (false, Some(limit)) = (ended, k.cell_clip()) {
+                for lane in 0..N {
+                    if !within(c_after[lane], limit) {
+                        dct[lane] = T::ZERO;
+                    }
+                }
+            }
+            self.gates(t, row, unit, &dct);
+        }
+    }
+
+    /// The derivatives of i, f, g and of the cell before, from that of `f c[before] + i g`.
+    #[inline(always)]
+    fn gates<const N: usize>(&mut self, t: usize, row: usize, unit: usize, du: &[T; N]) {
+        let k = &self.kernel.0;
+        let [_, batch, hidden, _] = k.sizes();
+        let (valid, one, at) = (hidden - unit, T::ONE, row * hidden + unit);
+        let before = k.direction().row_before(t);
+        let c_before: [T; N] = tile::load(&self.c[(before * batch + self.rows.start) * hidden + at..], valid);
+        let gate_at = |gate: usize| (row * GATES + gate) * hidden + unit;
+        let all_rows = (t * batch + self.rows.start) * GATES * hidden;
+        let [i, f, g]: [[T; N]; 3] =
+            std::array::from_fn(|gate| tile::load(&self.gates[all_rows + gate_at(gate)..], valid));
+        let mut mask = [one; N];
+        if k.has(MASK) {
+            mask = tile::load(&self.mask[k.mask_at(t, self.rows.start + row) + unit..], valid);
+        }
+        let mut dc_next: [T; N] = tile::load(&self.dc[before][at..], valid);
+        let mut dgates = [[T::ZERO; N]; 3];
+        for lane in 0..N {
+            let (i, f, g) = (i[lane], f[lane], g[lane]);
+            dc_next[lane] += du[lane] * f;
+            dgates[0][lane] = du[lane] * g * mask[lane] * i * (one - i);
+            dgates[1][lane] = du[lane] * c_before[lane] * f * (one - f);
+            dgates[2][lane] = du[lane] * i * mask[lane] * (one - g * g);
+        }
+        if k.has(COUPLED) {
+            for lane in 0..N {
+                let i = i[lane];
+                dgates[0][lane] = du[lane] * (g[lane] * mask[lane] - c_before[lane]) * i * (one - i);
+                dgates[1][lane] = T::ZERO;
+            }
+        }
+        if k.has(PEEPHOLE) {
+            for gate in 0..2 {
+                let w: [T; N] = tile::load(&self.peephole[gate * hidden + unit..], valid);
+                for lane in 0..N {
+                    dc_next[lane] += dgates[gate][lane] * w[lane];
+                }
+            }
+        }
         tile::store(&dc_next, &mut self.dc[before][at..], valid);
         for (gate, values) in dgates.iter().enumerate() {
             tile::store(values, &mut self.dgates[t][gate_at(gate)..], valid);
         }
     }
+
+    /// The rest of a row's cell behind [`Worker::cell`], with its norms.
+    #[inline(always)]
+    fn norm_row<const N: usize>(&mut self, n: usize, row: usize) {
+        let k = &self.kernel.0;
+        let [_, batch, hidden, _] = k.sizes();
+        let (t, after) = (self.kernel.time(n), self.kernel.row_after(n));
+        let dnormalized = row * NORMS * hidden;
+        let normalized = &self.normalized[(t * batch + self.rows.start + row) * NORMS * (hidden + 1)..];
+        let norm = self.norm;
+        let ended = self.ended(n, row);
+        // the interleaved dgates are not needed again before the next step
+        let free = std::mem::take(&mut self.x);
+        let du = &mut free[..hidden];
+        du.copy_from_slice(&self.dc[after][row * hidden..][..hidden]);
+        if let (false, Some(limit)) = (ended, k.cell_clip()) {
+            let c = &self.c[(after * batch + self.rows.start + row) * hidden..][..hidden];
+            for (du, c) in du.iter_mut().zip(c) {
+                if !within(*c, limit) {
+                    *du = T::ZERO;
+                }
+            }
+        }
+        let keep = &mut self.dnormalized[t][dnormalized..][..NORMS * hidden];
+        if ended {
+            keep.fill(T::ZERO);
+        } else {
+            keep[GATES * hidden..].copy_from_slice(du);
+            through_norm(du, GATES, norm, normalized);
+        }
+        for unit in (0..hidden).step_by(N) {
+            let du: [T; N] = tile::load(&du[unit..], hidden - unit);
+            self.gates(t, row, unit, &du);
+        }
+        self.x = free;
+        if !ended {
+            for gate in 0..GATES {
+                let dgate = &mut self.dgates[t][(row * GATES + gate) * hidden..][..hidden];
+                self.dnormalized[t][dnormalized + gate * hidden..][..hidden].copy_from_slice(dgate);
+                through_norm(dgate, gate, norm, normalized);
+            }
+        }
+    }
+}
+
+/// Gradients after gain and shift of norm number `index` to those before the norm, in place:
+/// `1/std (d - mean(d) - x mean(d x))` with `d = gain dy`, for H values x of mean 0 and variance 1.
+#[inline(always)]
+fn through_norm<T: Float>(dy: &mut [T], index: usize, norm: &[T], normalized: &[T]) {
+    let hidden = dy.len();
+    let (gain, x) = (&norm[index * hidden..][..hidden], &normalized[index * hidden..][..hidden]);
+    let scale = normalized[NORMS * hidden + index];
+    dy.iter_mut().zip(gain).for_each(|(d, gain)| *d = *d * *gain);
+    let count = T::of(hidden as f64);
+    let mean = sum(dy.iter().copied(), |d| d) / count;
+    let mean_x = sum(dy.iter().zip(x), |(d, x)| *d * *x) / count;
+    dy.iter_mut().zip(x).for_each(|(d, x)| *d = scale * (*d - mean - *x * mean_x));
 }

@@ -1,223 +1,345 @@
 //! `lstm_forward`: the recurrence of one LSTM layer in one direction over all steps.
 //!
 //! ```text
-//! [i|f|g|o] = gates[t] + h[before] W_hh^T + b_hh         forget_bias is added to f
+//! [i|f|g|o] = gates[t] + h[before] W_hh^T                forget_bias is added to f
 //! i, f, o   = sigmoid                                    g = tanh
 //! c[after]  = f c[before] + i g                          h[after] = o tanh(c[after])
 //! ```
 //!
-//! On entry `gates [T, B, 4H]` holds the product of all inputs `x W_ih^T + b_ih`, on return the
-//! activated gates, which the backward pass needs. `h` and `c` are `[T+1, B, H]` with the initial
-//! state in row 0 (row T in reverse), so no step is special. Equations: `docs/lstm.md`.
+//! On entry `gates [T, B, 4H]` holds the product of all inputs `x W_ih^T + b_ih + b_hh`, on return the
+//! activated gates, which the backward pass needs. `h` and `c` are `[T+1, B, ..]` with the initial
+//! state in row 0 (row T in reverse), so no step is special. The options of the cell, from lengths to layer norm,
+//! are in [`recurrence`](super::recurrence). Equations: `docs/lstm.md`.
+//!
+//! On a GPU a time step is one dispatch; a layer norm and a projection, which need all units of a row, add one each.
 
-use crate::error::{Error, Result};
+use super::recurrence::{self, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Recurrence, Variant};
+use crate::error::Result;
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, fold, parameters, reads, sized, split, writes};
-use crate::plan::{Direction, Tensor};
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, first_that_suits, fold, reads, tokens, writes};
+use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::tile;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Gates in every packed matrix and vector: i, f, g, o, as in PyTorch.
-pub const GATES: usize = 4;
+/// Parameters of `lstm_forward`.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct LstmForward(pub Variant);
 
-parameters! {
-    /// Parameters of `lstm_forward`.
-    LstmForward {
-        /// T, the number of steps.
-        steps: u32,
-        /// B, the batch.
-        batch: u32,
-        /// H, the hidden size.
-        hidden: u32,
-        /// 1 to walk from the last step to the first.
-        reverse: u32,
-        /// 1 if `bias_hh` is added.
-        has_bias: u32,
-        /// Added to the pre-activation of f.
-        forget_bias: f32,
-        /// What f32 loses of it, for the f64 executor.
-        forget_bias_rest: f32,
-    }
+/// Records the recurrence over all steps.
+pub fn record(rec: &mut Recorder<'_>, of: &Recurrence) -> Result<()> {
+    let (kernel, operands) = step(of)?;
+    rec.push_some(kernel, &operands)
 }
 
-/// Records the recurrence over `gates [T, B, 4H]`, `h` and `c` `[T+1, B, H]`.
-#[allow(clippy::too_many_arguments)]
-pub fn record(
-    rec: &mut Recorder<'_>,
-    direction: Direction,
-    weight_hh: &Tensor,
-    bias_hh: Option<&Tensor>,
-    forget_bias: f64,
-    gates: &Tensor,
-    h: &Tensor,
-    c: &Tensor,
-) -> Result<()> {
-    let [steps, batch, hidden] = dimensions(gates)?;
-    expect("weight_hh", weight_hh, &[GATES * hidden, hidden])?;
-    expect("h", h, &[steps + 1, batch, hidden])?;
-    expect("c", c, &[steps + 1, batch, hidden])?;
-    if let Some(bias) = bias_hh {
-        expect("bias_hh", bias, &[GATES * hidden])?;
-    }
-    let kernel = LstmForward {
-        steps: steps as u32,
-        batch: batch as u32,
-        hidden: hidden as u32,
-        reverse: (direction == Direction::Reverse) as u32,
-        has_bias: bias_hh.is_some() as u32,
-        forget_bias: split(forget_bias).0,
-        forget_bias_rest: split(forget_bias).1,
-    };
-    rec.push(kernel, &[weight_hh, bias_hh.unwrap_or(weight_hh), gates, h, c])
+/// The kernel and its operands in binding order.
+pub fn step(of: &Recurrence) -> Result<(LstmForward, [Option<&Tensor>; 11])> {
+    let operands = [
+        Some(&of.weight_hh),
+        Some(&of.gates),
+        Some(&of.h),
+        Some(&of.c),
+        of.lengths.as_ref(),
+        of.peephole.as_ref(),
+        of.mask.as_ref(),
+        of.projection.as_ref().map(|p| &p.m),
+        of.projection.as_ref().map(|p| &p.weight_hr),
+        of.norm.as_ref().map(|n| &n.weight),
+        of.norm.as_ref().map(|n| &n.normalized),
+    ];
+    Ok((LstmForward(of.variant()?), operands))
 }
 
-/// T, B, H of a `[T, B, 4H]` tensor.
-pub(crate) fn dimensions(gates: &Tensor) -> Result<[usize; 3]> {
-    match gates.shape() {
-        [steps, batch, width] if width % GATES == 0 => Ok([*steps, *batch, width / GATES]),
-        other => Err(Error::shape("recording an LSTM", "gates of shape [T, B, 4H]", other)),
-    }
+/// The operands by name.
+struct Slots<'a, T> {
+    weight_hh: &'a [T],
+    gates: &'a mut [T],
+    h: &'a mut [T],
+    c: &'a mut [T],
+    lengths: &'a [u32],
+    peephole: &'a [T],
+    mask: &'a [T],
+    m: &'a mut [T],
+    weight_hr: &'a [T],
+    norm: &'a [T],
+    normalized: &'a mut [T],
 }
 
-pub(crate) fn expect(name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
-    match tensor.shape() == shape {
-        true => Ok(()),
-        false => Err(Error::shape(format!("recording an LSTM, `{name}`"), format!("{shape:?}"), tensor.shape())),
-    }
-}
-
-impl LstmForward {
-    fn sizes(&self) -> [usize; 3] {
-        [self.steps as usize, self.batch as usize, self.hidden as usize]
-    }
-
-    fn forget_bias<T: Float>(&self) -> T {
-        T::of(self.forget_bias as f64 + self.forget_bias_rest as f64)
-    }
-
-    fn direction(&self) -> Direction {
-        if self.reverse != 0 { Direction::Reverse } else { Direction::Forward }
+impl<'a, T> Slots<'a, T> {
+    fn new(operands: &'a mut [Operand<'_, T>]) -> Self {
+        let [
+            Operand::Read(weight_hh),
+            Operand::Write(gates),
+            Operand::Write(h),
+            Operand::Write(c),
+            Operand::Tokens(lengths),
+            Operand::Read(peephole),
+            Operand::Read(mask),
+            Operand::Write(m),
+            Operand::Read(weight_hr),
+            Operand::Read(norm),
+            Operand::Write(normalized),
+        ] = operands
+        else {
+            unreachable!("bindings of lstm_forward")
+        };
+        Slots { weight_hh, gates, h, c, lengths, peephole, mask, m, weight_hr, norm, normalized }
     }
 }
 
 impl Kernel for LstmForward {
     const NAME: &'static str = "lstm_forward";
-    const BINDINGS: &'static [Binding] =
-        &[reads("weight_hh"), reads("bias_hh"), writes("gates"), writes("h"), writes("c")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const FLOATS: &'static [&'static str] = &["forget_bias", "forget_bias_rest"];
+    const BINDINGS: &'static [Binding] = &[
+        reads("weight_hh"),
+        writes("gates"),
+        writes("h"),
+        writes("c"),
+        tokens("lengths"),
+        reads("peephole"),
+        reads("mask"),
+        writes("m"),
+        reads("weight_hr"),
+        reads("layer_norm"),
+        writes("normalized"),
+    ];
+    const FIELDS: &'static [&'static str] = Variant::FIELDS;
+    const FLOATS: &'static [&'static str] = Variant::FLOATS;
 
     fn shaders() -> &'static [Shader<Self>] {
         &[
             Shader {
                 name: "lstm_forward_registers",
                 source: include_str!("../../shaders/lstm_forward_registers.wgsl"),
-                suits: |k, class| class == AdapterClass::Software && k.hidden.is_multiple_of(4),
+                suits: |k, class| class == AdapterClass::Software && k.0.hidden.is_multiple_of(4) && k.0.options == 0,
                 constants: |_| Vec::new(),
-                grid: |k| fold(k.hidden.div_ceil(32) as u64 * k.batch.div_ceil(8) as u64),
+                grid: |k| fold(k.0.hidden.div_ceil(32) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[0, 1, 2, 3]),
             },
             Shader {
                 name: "lstm_forward",
                 source: include_str!("../../shaders/lstm_forward.wgsl"),
                 suits: |_, _| true,
-                constants: |_| Vec::new(),
-                grid: |k| fold(k.hidden.div_ceil(8) as u64 * k.batch.div_ceil(8) as u64),
+                constants: |k| {
+                    k.0.constants(&[
+                        "has_lengths",
+                        "has_peephole",
+                        "has_mask",
+                        "coupled",
+                        "has_cell_clip",
+                        "projected",
+                        "normed",
+                    ])
+                },
+                grid: |k| fold(k.0.hidden.div_ceil(8) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[0, 1, 2, 3, 4, 5, 6, 7]),
+            },
+            // the cell's output is h ..
+            Shader {
+                name: "lstm_forward_norm",
+                source: include_str!("../../shaders/lstm_forward_norm.wgsl"),
+                suits: |k, _| k.0.has(NORM) && !k.0.has(PROJECTION),
+                constants: |k| {
+                    k.0.constants(&["has_lengths", "has_peephole", "has_mask", "coupled", "has_cell_clip", "projected"])
+                },
+                grid: |k| fold(k.0.batch as u64),
+                binds: Some(&[1, 3, 2, 4, 5, 6, 9, 10]),
+            },
+            // .. or m
+            Shader {
+                name: "lstm_forward_norm",
+                source: include_str!("../../shaders/lstm_forward_norm.wgsl"),
+                suits: |k, _| k.0.has(NORM) && k.0.has(PROJECTION),
+                constants: |k| {
+                    k.0.constants(&["has_lengths", "has_peephole", "has_mask", "coupled", "has_cell_clip", "projected"])
+                },
+                grid: |k| fold(k.0.batch as u64),
+                binds: Some(&[1, 3, 7, 4, 5, 6, 9, 10]),
+            },
+            Shader {
+                name: "lstm_forward_project",
+                source: include_str!("../../shaders/lstm_forward_project.wgsl"),
+                suits: |k, _| k.0.has(PROJECTION),
+                constants: |k| k.0.constants(&["has_lengths", "has_output_clip"]),
+                grid: |k| fold(k.0.outputs.div_ceil(8) as u64 * k.0.batch.div_ceil(8) as u64),
+                binds: Some(&[8, 7, 2, 4]),
             },
         ]
     }
 
+    fn sequence(&self, class: AdapterClass) -> Vec<&'static Shader<Self>> {
+        let (products, rest) = Self::shaders().split_at(2);
+        let wanted = rest.iter().filter(|shader| (shader.suits)(self, class));
+        std::iter::once(first_that_suits(products, self, class)).chain(wanted).collect()
+    }
+
     fn repeats(&self) -> u32 {
-        self.steps
+        self.0.steps
     }
 
     fn needs(&self) -> Option<Vec<u128>> {
-        let Self { steps, batch, hidden, .. } = *self;
-        let (width, states) = (sized(&[4, hidden])?, sized(&[steps, batch, hidden])? + sized(&[batch, hidden])?);
-        Some(vec![width * hidden as u128, width, sized(&[steps, batch, 4, hidden])?, states, states])
+        let s = self.0.lengths_of_slots()?;
+        Some(vec![
+            s.weight_hh,
+            s.gates,
+            s.h,
+            s.c,
+            s.lengths,
+            s.peephole,
+            s.mask,
+            s.m,
+            s.weight_hr,
+            s.norm,
+            s.normalized,
+        ])
     }
 
     fn flops(&self) -> f64 {
-        let [steps, batch, hidden] = self.sizes();
-        2.0 * (GATES * hidden * hidden) as f64 * (steps * batch) as f64
+        self.0.flops()
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(weight), Operand::Read(bias), Operand::Write(gates), Operand::Write(h), Operand::Write(c)] =
-            operands
-        else {
-            unreachable!("bindings of lstm_forward")
-        };
-        let [steps, batch, hidden] = self.sizes();
-        let direction = self.direction();
-        for n in 0..steps {
+        let s = Slots::new(operands);
+        let k = &self.0;
+        let [steps, batch, hidden, outputs] = k.sizes();
+        let direction = k.direction();
+        for (n, row) in (0..steps).flat_map(|n| (0..batch).map(move |row| (n, row))) {
             let t = direction.time(n, steps);
-            for row in 0..batch {
-                let before = (direction.row_before(t) * batch + row) * hidden;
-                let after = (direction.row_after(t) * batch + row) * hidden;
+            let (before, after) = (direction.row_before(t) * batch + row, direction.row_after(t) * batch + row);
+            let at = |gate: usize, j: usize| ((t * batch + row) * GATES + gate) * hidden + j;
+            let kept = (t * batch + row) * NORMS * (hidden + 1)..(t * batch + row + 1) * NORMS * (hidden + 1);
+            if k.has(LENGTHS) && t >= s.lengths[row] as usize {
                 for j in 0..hidden {
-                    let at = |gate: usize| (t * batch + row) * GATES * hidden + gate * hidden + j;
-                    let pre = |gate: usize| {
-                        let u = gate * hidden + j;
-                        let mut sum = T::ZERO;
-                        for k in 0..hidden {
-                            sum += h[before + k] * weight[u * hidden + k];
-                        }
-                        sum + gates[at(gate)] + if self.has_bias != 0 { bias[u] } else { T::ZERO }
-                    };
-                    let i = pre(0).sigmoid();
-                    let f = (pre(1) + self.forget_bias()).sigmoid();
-                    let g = pre(2).tanh();
-                    let o = pre(3).sigmoid();
-                    for (gate, value) in [i, f, g, o].into_iter().enumerate() {
-                        gates[at(gate)] = value;
+                    for (gate, value) in [T::ZERO, T::ONE, T::ZERO, T::ZERO].into_iter().enumerate() {
+                        s.gates[at(gate, j)] = value;
                     }
-                    c[after + j] = f * c[before + j] + i * g;
-                    h[after + j] = o * c[after + j].tanh();
+                    s.c[after * hidden + j] = s.c[before * hidden + j];
+                    if k.has(PROJECTION) {
+                        s.m[(t * batch + row) * hidden + j] = T::ZERO;
+                    }
+                }
+                for p in 0..outputs {
+                    s.h[after * outputs + p] = s.h[before * outputs + p];
+                }
+                if k.has(NORM) {
+                    s.normalized[kept].fill(T::ZERO);
+                }
+                continue;
+            }
+            for u in 0..GATES * hidden {
+                let mut sum = T::ZERO;
+                for p in 0..outputs {
+                    sum += s.h[before * outputs + p] * s.weight_hh[u * outputs + p];
+                }
+                s.gates[at(0, u)] += sum;
+            }
+            if k.has(NORM) {
+                for gate in 0..GATES {
+                    let values = &mut s.gates[at(gate, 0)..at(gate, hidden)];
+                    layer_norm(values, gate, s.norm, k.epsilon(), &mut s.normalized[kept.clone()]);
+                }
+            }
+            let peephole =
+                |gate: usize, j: usize| if k.has(PEEPHOLE) { s.peephole[gate * hidden + j] } else { T::ZERO };
+            let mut c = vec![T::ZERO; hidden];
+            for j in 0..hidden {
+                let c_before = s.c[before * hidden + j];
+                let i = (s.gates[at(0, j)] + peephole(0, j) * c_before).sigmoid();
+                let f = (s.gates[at(1, j)] + peephole(1, j) * c_before + k.forget_bias()).sigmoid();
+                let f = if k.has(recurrence::COUPLED) { T::ONE - i } else { f };
+                let g = s.gates[at(2, j)].tanh();
+                let mask = if k.has(MASK) { s.mask[k.mask_at(t, row) + j] } else { T::ONE };
+                for (gate, value) in [i, f, g].into_iter().enumerate() {
+                    s.gates[at(gate, j)] = value;
+                }
+                c[j] = f * c_before + i * g * mask;
+            }
+            if k.has(NORM) {
+                layer_norm(&mut c, GATES, s.norm, k.epsilon(), &mut s.normalized[kept]);
+            }
+            for j in 0..hidden {
+                let c = k.cell_clip().map_or(c[j], |limit| clip(c[j], limit));
+                let o = (s.gates[at(3, j)] + peephole(2, j) * c).sigmoid();
+                s.gates[at(3, j)] = o;
+                s.c[after * hidden + j] = c;
+                let m = o * c.tanh();
+                match k.has(PROJECTION) {
+                    true => s.m[(t * batch + row) * hidden + j] = m,
+                    false => s.h[after * outputs + j] = m,
+                }
+            }
+            if k.has(PROJECTION) {
+                for p in 0..outputs {
+                    let mut sum = T::ZERO;
+                    for j in 0..hidden {
+                        sum += s.m[(t * batch + row) * hidden + j] * s.weight_hr[p * hidden + j];
+                    }
+                    s.h[after * outputs + p] = k.output_clip().map_or(sum, |limit| clip(sum, limit));
                 }
             }
         }
     }
 
     fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>) {
-        let [Operand::Read(weight), Operand::Read(bias), Operand::Write(gates), Operand::Write(h), Operand::Write(c)] =
-            operands
-        else {
-            unreachable!("bindings of lstm_forward")
-        };
-        let [steps, batch, hidden] = self.sizes();
-        if steps * batch < PACKING_PAYS {
-            return T::vectorize(Direct { kernel: self, weight, bias, gates, h, c });
-        }
+        let s = Slots::new(operands);
+        let k = &self.0;
+        let [_, batch, hidden, outputs] = k.sizes();
         let lanes = tile::lanes::<T>();
         let units = hidden.next_multiple_of(lanes);
-        let memory = tile::aligned(scratch, (hidden + 1) * GATES * units + batch * hidden);
-        let (panels, rest) = memory.split_at_mut(hidden * GATES * units);
-        let (biases, rows) = rest.split_at_mut(GATES * units);
+        let projected = if k.has(PROJECTION) { outputs.next_multiple_of(4 * lanes) } else { 0 };
+        let inner = if k.has(PROJECTION) { hidden } else { 0 };
+        let memory = tile::aligned(scratch, outputs * GATES * units + hidden * projected + batch * (outputs + inner));
+        let (panels, rest) = memory.split_at_mut(outputs * GATES * units);
+        let (output_panels, rest) = rest.split_at_mut(hidden * projected);
+        let (x, y) = rest.split_at_mut(batch * outputs);
         // [panel][k][gate][lane]
-        for u in 0..GATES * units {
-            let (gate, unit) = (u / units, u % units);
-            let to = unit / lanes * hidden * GATES * lanes + gate * lanes + unit % lanes;
-            for k in 0..hidden {
-                let value = if unit < hidden { weight[(gate * hidden + unit) * hidden + k] } else { T::ZERO };
-                panels[to + k * GATES * lanes] = value;
-            }
-            let inside = unit < hidden && self.has_bias != 0;
-            let extra = if gate == 1 { self.forget_bias() } else { T::ZERO };
-            biases[u] = extra + if inside { bias[gate * hidden + unit] } else { T::ZERO };
+        for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
+            tile::pack(panel, GATES * lanes, |v| {
+                let (gate, unit) = (v / lanes, p * lanes + v % lanes);
+                (unit < hidden).then(|| &s.weight_hh[(gate * hidden + unit) * outputs..][..outputs])
+            });
         }
-        let (panels, biases) = (&*panels, &*biases);
+        // [panel][k][4 lanes]
+        for (p, panel) in output_panels.chunks_exact_mut(hidden * 4 * lanes).enumerate() {
+            tile::pack(panel, 4 * lanes, |v| {
+                let output = p * 4 * lanes + v;
+                (output < outputs).then(|| &s.weight_hr[output * hidden..][..hidden])
+            });
+        }
+        let (panels, output_panels) = (&*panels, &*output_panels);
         let groups = tile::row_groups(batch, self.flops());
-        let mut gates = tile::split_rows(gates, batch, GATES * hidden, &groups).into_iter();
-        let mut h = tile::split_rows(h, batch, hidden, &groups).into_iter();
-        let mut c = tile::split_rows(c, batch, hidden, &groups).into_iter();
-        let mut x = tile::split_rows(rows, batch, hidden, &groups).into_iter().flatten();
+        let mut gates = tile::split_rows(s.gates, batch, GATES * hidden, &groups).into_iter();
+        let mut h = tile::split_rows(s.h, batch, outputs, &groups).into_iter();
+        let mut c = tile::split_rows(s.c, batch, hidden, &groups).into_iter();
+        let mut m = tile::split_rows(s.m, batch, hidden, &groups).into_iter();
+        let mut normalized = tile::split_rows(s.normalized, batch, NORMS * (hidden + 1), &groups).into_iter();
+        let mut x = tile::split_rows(x, batch, outputs, &groups).into_iter().flatten();
+        let mut y: Box<dyn Iterator<Item = &mut [T]>> = match k.has(PROJECTION) {
+            true => Box::new(tile::split_rows(y, batch, hidden, &groups).into_iter().flatten()),
+            false => Box::new(groups.iter().map(|_| &mut [][..])),
+        };
         let workers: Vec<_> = groups
             .iter()
             .filter_map(|rows| {
-                let (gates, h, c, x) = (gates.next()?, h.next()?, c.next()?, x.next()?);
-                Some(Worker { kernel: self, rows: rows.len(), units, panels, biases, gates, h, c, x })
+                Some(Worker {
+                    kernel: k,
+                    rows: rows.clone(),
+                    units,
+                    panels,
+                    output_panels,
+                    lengths: s.lengths,
+                    peephole: s.peephole,
+                    mask: s.mask,
+                    norm: s.norm,
+                    gates: gates.next()?,
+                    h: h.next()?,
+                    c: c.next()?,
+                    m: m.next()?,
+                    normalized: normalized.next()?,
+                    x: x.next()?,
+                    y: y.next()?,
+                })
             })
             .collect();
         match workers.len() {
@@ -227,80 +349,74 @@ impl Kernel for LstmForward {
     }
 }
 
-/// Below this many rows and steps together, packing the weights costs more than it brings: streaming, step by step.
-const PACKING_PAYS: usize = 8;
-
-/// The recurrence straight from the weights as they are, unit by unit.
-struct Direct<'a, T> {
-    kernel: &'a LstmForward,
-    weight: &'a [T],
-    bias: &'a [T],
-    gates: &'a mut [T],
-    h: &'a mut [T],
-    c: &'a mut [T],
-}
-
-impl<T: Float> Vectorized for Direct<'_, T> {
-    #[inline(always)]
-    fn run<const N: usize, const R: usize, const FMA: bool>(self) {
-        let [steps, batch, hidden] = self.kernel.sizes();
-        let direction = self.kernel.direction();
-        let bias = |u: usize| if self.kernel.has_bias != 0 { self.bias[u] } else { T::ZERO };
-        for (n, row) in (0..steps).flat_map(|n| (0..batch).map(move |row| (n, row))) {
-            let t = direction.time(n, steps);
-            let before = (direction.row_before(t) * batch + row) * hidden;
-            let after = (direction.row_after(t) * batch + row) * hidden;
-            let gates = &mut self.gates[(t * batch + row) * GATES * hidden..][..GATES * hidden];
-            for (u, gate) in gates.iter_mut().enumerate() {
-                let weights = &self.weight[u * hidden..][..hidden];
-                *gate += tile::dot::<T, N, FMA>(weights, &self.h[before..][..hidden]) + bias(u);
-            }
-            for j in 0..hidden {
-                let i = gates[j].sigmoid();
-                let f = (gates[hidden + j] + self.kernel.forget_bias()).sigmoid();
-                let g = gates[2 * hidden + j].tanh();
-                let o = gates[3 * hidden + j].sigmoid();
-                for (gate, value) in [i, f, g, o].into_iter().enumerate() {
-                    gates[gate * hidden + j] = value;
-                }
-                self.c[after + j] = f * self.c[before + j] + i * g;
-                self.h[after + j] = o * self.c[after + j].tanh();
-            }
-        }
+/// v within plus and minus `limit`; a NaN stays one.
+#[inline(always)]
+fn clip<T: Float>(v: T, limit: T) -> T {
+    if v > limit {
+        limit
+    } else if v < -limit {
+        -limit
+    } else {
+        v
     }
 }
 
 /// Some batch rows of a sequence, with every per-step slice of theirs.
 struct Worker<'a, T> {
-    kernel: &'a LstmForward,
-    rows: usize,
+    kernel: &'a Variant,
+    rows: Range<usize>,
     /// H rounded up to whole vectors.
     units: usize,
-    /// `[panel][k][gate][lane]`
+    /// `weight_hh` as `[panel][k][gate][lane]`.
     panels: &'a [T],
-    /// `[gate][unit]`
-    biases: &'a [T],
+    /// `weight_hr` as `[panel][k][4 lanes]`.
+    output_panels: &'a [T],
+    /// All rows.
+    lengths: &'a [u32],
+    peephole: &'a [T],
+    /// All rows.
+    mask: &'a [T],
+    norm: &'a [T],
     gates: Vec<&'a mut [T]>,
     h: Vec<&'a mut [T]>,
     c: Vec<&'a mut [T]>,
+    m: Vec<&'a mut [T]>,
+    normalized: Vec<&'a mut [T]>,
     /// h of the step before, interleaved.
     x: &'a mut [T],
+    /// m of this step, interleaved.
+    y: &'a mut [T],
 }
 
 impl<T: Float> Vectorized for Worker<'_, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
-        let [steps, _, hidden] = self.kernel.sizes();
+        let [steps, _, hidden, outputs] = self.kernel.sizes();
         let direction = self.kernel.direction();
-        let size = hidden * GATES * N;
+        let size = outputs * GATES * N;
         for n in 0..steps {
             let t = direction.time(n, steps);
-            tile::interleave(self.h[direction.row_before(t)], hidden, R, self.x);
+            tile::interleave(self.h[direction.row_before(t)], outputs, R, self.x);
             for p in 0..self.units / N {
                 let panel = &self.panels[p * size..(p + 1) * size];
-                for rows in tile::blocks(self.rows, R) {
+                for rows in tile::blocks(self.rows.len(), R) {
                     tile::with_rows!(rows.len(), self.block::<N, FMA>(t, p, panel, rows.clone()));
                 }
+            }
+            if self.kernel.has(NORM) {
+                (0..self.rows.len()).for_each(|row| self.norm_row::<N>(t, row));
+            }
+            if self.kernel.has(PROJECTION) {
+                tile::interleave(self.m[t], hidden, R, self.y);
+                for p in 0..outputs.div_ceil(4 * N) {
+                    let panel = &self.output_panels[p * hidden * 4 * N..][..hidden * 4 * N];
+                    for rows in tile::blocks(self.rows.len(), R) {
+                        tile::with_rows!(rows.len(), self.project::<N, FMA>(t, p, panel, rows.clone()));
+                    }
+                }
+            }
+            if self.kernel.has(LENGTHS) {
+                self.carry(t);
             }
         }
     }
@@ -316,41 +432,188 @@ impl<T: Float> Worker<'_, T> {
         panel: &[T],
         rows: Range<usize>,
     ) {
-        let [_, _, hidden] = self.kernel.sizes();
-        let direction = self.kernel.direction();
-        let (before, after) = (direction.row_before(t), direction.row_after(t));
-        let (c_before, c_after) = tile::pair(&mut self.c, before, after);
-        let gates = &mut *self.gates[t];
-        let x = &self.x[rows.start * hidden..rows.end * hidden];
-        let sums = tile::multiply::<T, N, R, FMA>(x, panel);
+        let [_, _, hidden, outputs] = self.kernel.sizes();
+        let sums = tile::multiply::<T, N, R, FMA>(&self.x[rows.start * outputs..rows.end * outputs], panel);
         let unit = p * N;
-        let valid = hidden - unit;
         for r in 0..R {
             let row = rows.start + r;
             let mut pre = sums[r];
             for (gate, pre) in pre.iter_mut().enumerate() {
-                let input: [T; N] = tile::load(&gates[(row * GATES + gate) * hidden + unit..], valid);
-                let bias = &self.biases[gate * self.units + unit..][..N];
+                let place = (row * GATES + gate) * hidden + unit;
+                let input: [T; N] = tile::load(&self.gates[t][place..], hidden - unit);
                 for lane in 0..N {
-                    pre[lane] = pre[lane] + input[lane] + bias[lane];
+                    pre[lane] = pre[lane] + input[lane];
+                }
+                if self.kernel.has(NORM) {
+                    tile::store(pre, &mut self.gates[t][place..], hidden - unit);
                 }
             }
-            let old: [T; N] = tile::load(&c_before[row * hidden + unit..], valid);
-            let mut c = [T::ZERO; N];
-            let mut h = [T::ZERO; N];
-            for lane in 0..N {
-                pre[0][lane] = pre[0][lane].sigmoid();
-                pre[1][lane] = pre[1][lane].sigmoid();
-                pre[2][lane] = pre[2][lane].tanh();
-                pre[3][lane] = pre[3][lane].sigmoid();
-                c[lane] = pre[1][lane] * old[lane] + pre[0][lane] * pre[2][lane];
-                h[lane] = pre[3][lane] * c[lane].tanh();
+            if !self.kernel.has(NORM) {
+                let c = self.state(t, row, unit, &mut pre);
+                self.emit(t, row, unit, &pre, c);
             }
-            for (gate, values) in pre.iter().enumerate() {
-                tile::store(values, &mut gates[(row * GATES + gate) * hidden + unit..], valid);
-            }
-            tile::store(&c, &mut c_after[row * hidden + unit..], valid);
-            tile::store(&h, &mut self.h[after][row * hidden + unit..], valid);
         }
+    }
+
+    /// i, f, g from their pre-activations, and `f c[before] + i g`, for `N` units of one row.
+    #[inline(always)]
+    fn state<const N: usize>(&mut self, t: usize, row: usize, unit: usize, pre: &mut [[T; N]; GATES]) -> [T; N] {
+        let k = self.kernel;
+        let hidden = k.hidden as usize;
+        let valid = hidden - unit;
+        let c_before: [T; N] = tile::load(&self.c[k.direction().row_before(t)][row * hidden + unit..], valid);
+        if k.has(PEEPHOLE) {
+            for gate in 0..2 {
+                let w: [T; N] = tile::load(&self.peephole[gate * hidden + unit..], valid);
+                for lane in 0..N {
+                    pre[gate][lane] += w[lane] * c_before[lane];
+                }
+            }
+        }
+        let forget_bias: T = k.forget_bias();
+        let mut mask = [T::ONE; N];
+        if k.has(MASK) {
+            mask = tile::load(&self.mask[k.mask_at(t, self.rows.start + row) + unit..], valid);
+        }
+        let mut c = [T::ZERO; N];
+        for lane in 0..N {
+            pre[0][lane] = pre[0][lane].sigmoid();
+            pre[1][lane] = (pre[1][lane] + forget_bias).sigmoid();
+            pre[2][lane] = pre[2][lane].tanh();
+        }
+        if k.has(recurrence::COUPLED) {
+            for lane in 0..N {
+                pre[1][lane] = T::ONE - pre[0][lane];
+            }
+        }
+        for lane in 0..N {
+            c[lane] = pre[1][lane] * c_before[lane] + pre[0][lane] * pre[2][lane] * mask[lane];
+        }
+        for gate in 0..3 {
+            tile::store(&pre[gate], &mut self.gates[t][(row * GATES + gate) * hidden + unit..], valid);
+        }
+        c
+    }
+
+    /// o, c and the cell's output from the new state, for `N` units of one row.
+    #[inline(always)]
+    fn emit<const N: usize>(&mut self, t: usize, row: usize, unit: usize, pre: &[[T; N]; GATES], mut c: [T; N]) {
+        let k = self.kernel;
+        let hidden = k.hidden as usize;
+        let valid = hidden - unit;
+        if let Some(limit) = k.cell_clip() {
+            for lane in 0..N {
+                c[lane] = clip(c[lane], limit);
+            }
+        }
+        let mut o = pre[3];
+        if k.has(PEEPHOLE) {
+            let w: [T; N] = tile::load(&self.peephole[2 * hidden + unit..], valid);
+            for lane in 0..N {
+                o[lane] += w[lane] * c[lane];
+            }
+        }
+        let mut m = [T::ZERO; N];
+        for lane in 0..N {
+            o[lane] = o[lane].sigmoid();
+            m[lane] = o[lane] * c[lane].tanh();
+        }
+        let after = k.direction().row_after(t);
+        tile::store(&o, &mut self.gates[t][(row * GATES + 3) * hidden + unit..], valid);
+        tile::store(&c, &mut self.c[after][row * hidden + unit..], valid);
+        let output = if k.has(PROJECTION) { &mut *self.m[t] } else { &mut *self.h[after] };
+        tile::store(&m, &mut output[row * hidden + unit..], valid);
+    }
+
+    /// The cell of a row whose pre-activations lie in `gates`, with its norms.
+    #[inline(always)]
+    fn norm_row<const N: usize>(&mut self, t: usize, row: usize) {
+        let k = self.kernel;
+        let hidden = k.hidden as usize;
+        let after = k.direction().row_after(t);
+        let epsilon = k.epsilon();
+        let kept = row * NORMS * (hidden + 1)..(row + 1) * NORMS * (hidden + 1);
+        for gate in 0..GATES {
+            let place = (row * GATES + gate) * hidden;
+            let values = &mut self.gates[t][place..place + hidden];
+            layer_norm(values, gate, self.norm, epsilon, &mut self.normalized[t][kept.clone()]);
+        }
+        for unit in (0..hidden).step_by(N) {
+            let mut pre: [[T; N]; GATES] = self.load_gates(t, row, unit);
+            let c = self.state(t, row, unit, &mut pre);
+            tile::store(&c, &mut self.c[after][row * hidden + unit..], hidden - unit);
+        }
+        let values = &mut self.c[after][row * hidden..(row + 1) * hidden];
+        layer_norm(values, GATES, self.norm, epsilon, &mut self.normalized[t][kept]);
+        for unit in (0..hidden).step_by(N) {
+            let pre: [[T; N]; GATES] = self.load_gates(t, row, unit);
+            let c: [T; N] = tile::load(&self.c[after][row * hidden + unit..], hidden - unit);
+            self.emit(t, row, unit, &pre, c);
+        }
+    }
+
+    #[inline(always)]
+    fn load_gates<const N: usize>(&self, t: usize, row: usize, unit: usize) -> [[T; N]; GATES] {
+        let hidden = self.kernel.hidden as usize;
+        std::array::from_fn(|gate| tile::load(&self.gates[t][(row * GATES + gate) * hidden + unit..], hidden - unit))
+    }
+
+    /// One panel of outputs for `R` rows at time `t`.
+    #[inline(always)]
+    fn project<const N: usize, const R: usize, const FMA: bool>(
+        &mut self,
+        t: usize,
+        p: usize,
+        panel: &[T],
+        rows: Range<usize>,
+    ) {
+        let [_, _, hidden, outputs] = self.kernel.sizes();
+        let after = self.kernel.direction().row_after(t);
+        let sums = tile::multiply::<T, N, R, FMA>(&self.y[rows.start * hidden..rows.end * hidden], panel);
+        for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
+            let output = (p * 4 + v) * N;
+            if output < outputs {
+                let mut h = sums[r][v];
+                if let Some(limit) = self.kernel.output_clip() {
+                    h.iter_mut().for_each(|h| *h = clip(*h, limit));
+                }
+                tile::store(&h, &mut self.h[after][(rows.start + r) * outputs + output..], outputs - output);
+            }
+        }
+    }
+
+    /// What rows have at and past their length, whatever was computed for them.
+    #[inline(always)]
+    fn carry(&mut self, t: usize) {
+        let k = self.kernel;
+        let [_, _, hidden, outputs] = k.sizes();
+        let (before, after) = (k.direction().row_before(t), k.direction().row_after(t));
+        for row in (0..self.rows.len()).filter(|row| t >= self.lengths[self.rows.start + row] as usize) {
+            for (gate, value) in [T::ZERO, T::ONE, T::ZERO, T::ZERO].into_iter().enumerate() {
+                self.gates[t][(row * GATES + gate) * hidden..][..hidden].fill(value);
+            }
+            let (c_before, c_after) = tile::pair(&mut self.c, before, after);
+            c_after[row * hidden..][..hidden].copy_from_slice(&c_before[row * hidden..][..hidden]);
+            let (h_before, h_after) = tile::pair(&mut self.h, before, after);
+            h_after[row * outputs..][..outputs].copy_from_slice(&h_before[row * outputs..][..outputs]);
+            if k.has(PROJECTION) {
+                self.m[t][row * hidden..][..hidden].fill(T::ZERO);
+            }
+            if k.has(NORM) {
+                self.normalized[t][row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)].fill(T::ZERO);
+            }
+        }
+    }
+}
+
+/// Norm number `index` over H values in place; `kept` is the row that the backward pass needs.
+#[inline(always)]
+fn layer_norm<T: Float>(values: &mut [T], index: usize, norm: &[T], epsilon: T, kept: &mut [T]) {
+    let hidden = values.len();
+    let (gain, shift) = (&norm[index * hidden..][..hidden], &norm[(NORMS + index) * hidden..][..hidden]);
+    kept[NORMS * hidden + index] = recurrence::normalize(values, epsilon);
+    kept[index * hidden..][..hidden].copy_from_slice(values);
+    for j in 0..hidden {
+        values[j] = gain[j] * values[j] + shift[j];
     }
 }

@@ -1,7 +1,7 @@
 //! `matmul`: the matrix product, in all four transpositions, with bias and accumulation.
 //!
 //! ```text
-//! c[m,n] (+)= sum_k op(a)[m,k] op(b)[k,n] + bias[n]
+//! c[m,n] (+)= sum_k op(a)[m,k] op(b)[k,n] + bias[n] + second_bias[n]
 //! ```
 //!
 //! | transpose_a | transpose_b | a stored | b stored | used for |
@@ -40,8 +40,8 @@ parameters! {
         b_column: u32,
         /// First element of c in its slot.
         c_offset: u32,
-        /// 1 if `bias` is added.
-        has_bias: u32,
+        /// How many of the biases are added: 0, 1 or 2.
+        biases: u32,
         /// 1 if c is added to, not replaced.
         accumulate: u32,
     }
@@ -50,12 +50,12 @@ parameters! {
 /// Terms of the sum in one dispatch, `CHUNK` in the shaders.
 const CHUNK: u32 = 32_768;
 
-/// Records `c (+)= op(a) op(b) + bias` over the matrices that all axes but the last of each tensor flatten to.
+/// Records `c (+)= op(a) op(b) + biases` (two at most) over the matrices that all axes but the last of each tensor flatten to.
 pub fn record(
     rec: &mut Recorder<'_>,
     (a, transpose_a): (&Tensor, bool),
     (b, transpose_b): (&Tensor, bool),
-    bias: Option<&Tensor>,
+    biases: &[&Tensor],
     (c, accumulate): (&Tensor, bool),
 ) -> Result<()> {
     let (m, k) = if transpose_a { (a.columns(), a.rows()) } else { (a.rows(), a.columns()) };
@@ -67,7 +67,10 @@ pub fn record(
     if c.len() != m * n {
         return Err(Error::shape("recording the result of a matrix product", format!("[{m}, {n}]"), c.shape()));
     }
-    if let Some(bias) = bias.filter(|bias| bias.len() != n || bias.offset != 0) {
+    if biases.len() > 2 {
+        return Err(Error::config("recording the biases of a matrix product", "two at most", biases.len()));
+    }
+    if let Some(bias) = biases.iter().find(|bias| bias.len() != n || bias.offset != 0) {
         let wanted = format!("[{n}] from the start of its slot");
         return Err(Error::shape("recording the bias of a matrix product", wanted, bias.shape()));
     }
@@ -87,10 +90,10 @@ pub fn record(
         b_row,
         b_column,
         c_offset: c.offset as u32,
-        has_bias: bias.is_some() as u32,
+        biases: biases.len() as u32,
         accumulate: accumulate as u32,
     };
-    rec.push(kernel, &[a, b, bias.unwrap_or(b), c])
+    rec.push_some(kernel, &[Some(a), Some(b), biases.first().copied(), biases.get(1).copied(), Some(c)])
 }
 
 impl Matmul {
@@ -115,7 +118,7 @@ impl Matmul {
 
 impl Kernel for Matmul {
     const NAME: &'static str = "matmul";
-    const BINDINGS: &'static [Binding] = &[reads("a"), reads("b"), reads("bias"), writes("c")];
+    const BINDINGS: &'static [Binding] = &[reads("a"), reads("b"), reads("bias"), reads("second_bias"), writes("c")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     const VIEWS: bool = true;
 
@@ -130,6 +133,7 @@ impl Kernel for Matmul {
                     vec![("transpose_a", a as u32 as f64), ("transpose_b", b as u32 as f64)]
                 },
                 grid: |k| fold(k.n.div_ceil(128) as u64 * k.m.div_ceil(8) as u64),
+                binds: None,
             },
             Shader {
                 name: "matmul",
@@ -137,6 +141,7 @@ impl Kernel for Matmul {
                 suits: |_, _| true,
                 constants: |_| Vec::new(),
                 grid: |k| fold(k.n.div_ceil(64) as u64 * k.m.div_ceil(64) as u64),
+                binds: None,
             },
         ]
     }
@@ -153,7 +158,8 @@ impl Kernel for Matmul {
         Some(vec![
             reach(self.a_offset, self.m, self.a_row, self.k, self.a_column),
             reach(self.b_offset, self.k, self.b_row, self.n, self.b_column),
-            if self.has_bias != 0 { self.n as u128 } else { 1 },
+            if self.biases > 0 { self.n as u128 } else { 0 },
+            if self.biases > 1 { self.n as u128 } else { 0 },
             self.c_offset as u128 + size,
         ])
     }
@@ -167,7 +173,9 @@ impl Kernel for Matmul {
     }
 
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(a), Operand::Read(b), Operand::Read(bias), Operand::Write(c)] = operands else {
+        let [Operand::Read(a), Operand::Read(b), Operand::Read(first), Operand::Read(second), Operand::Write(c)] =
+            operands
+        else {
             unreachable!("bindings of matmul")
         };
         for m in 0..self.m {
@@ -179,24 +187,30 @@ impl Kernel for Matmul {
                 }
                 let c = &mut c[(self.c_offset + m * self.n + n) as usize];
                 let before = if self.accumulate != 0 { *c } else { T::ZERO };
-                *c = before + sum + if self.has_bias != 0 { bias[n as usize] } else { T::ZERO };
+                *c = before + sum;
+                for bias in [&*first, &*second].iter().take(self.biases as usize) {
+                    *c += bias[n as usize];
+                }
             }
         }
     }
 
     fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], _scratch: &mut Vec<T>) {
-        let [Operand::Read(a), Operand::Read(b), Operand::Read(bias), Operand::Write(c)] = operands else {
+        let [Operand::Read(a), Operand::Read(b), Operand::Read(first), Operand::Read(second), Operand::Write(c)] =
+            operands
+        else {
             unreachable!("bindings of matmul")
         };
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         let c = &mut c[self.c_offset as usize..][..m * n];
-        if self.has_bias != 0 {
+        let mut read_c = self.accumulate != 0;
+        for bias in [&*first, &*second].into_iter().take(self.biases as usize) {
             for row in c.chunks_exact_mut(n) {
-                let add = |c: &mut T, b: &T| *c = if self.accumulate != 0 { *c + *b } else { *b };
+                let add = |c: &mut T, b: &T| *c = if read_c { *c + *b } else { *b };
                 row.iter_mut().zip(&bias[..n]).for_each(|(c, b)| add(c, b));
             }
+            read_c = true;
         }
-        let read_c = self.accumulate != 0 || self.has_bias != 0;
         let strides = [self.a_row, self.a_column, self.b_row, self.b_column].map(|s| s as usize);
         product([m, n, k], &a[self.a_offset as usize..], &b[self.b_offset as usize..], c, strides, read_c);
     }

@@ -6,20 +6,27 @@
 
 pub mod clip_norm;
 pub mod copy_columns;
+pub mod count;
+pub mod dropout_mask;
 pub mod embedding_backward;
 pub mod embedding_forward;
 pub mod fill;
+pub mod highway;
+pub mod highway_backward;
 pub mod lstm_backward;
 pub mod lstm_forward;
 pub mod matmul;
 pub mod mean_loss;
+pub mod multiply;
 pub mod one_hot;
+pub mod recurrence;
 pub mod scale;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod softmax_cross_entropy_backward;
 pub mod subtract;
 pub mod sum;
+pub mod sum_products;
 pub mod sum_rows;
 pub mod sum_squares;
 
@@ -36,8 +43,19 @@ pub struct Description {
     pub fields: &'static [&'static str],
     /// Which of them are `f32`.
     pub floats: &'static [&'static str],
-    /// Name and WGSL text of each shader.
-    pub shaders: fn() -> Vec<(&'static str, &'static str)>,
+    /// Each shader.
+    pub shaders: fn() -> Vec<ShaderFile>,
+}
+
+/// A shader without the kernel's parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShaderFile {
+    /// File name in `shaders/` without the ending.
+    pub name: &'static str,
+    /// The WGSL text.
+    pub source: &'static str,
+    /// What it binds, in order.
+    pub bindings: Vec<Binding>,
 }
 
 const fn describe<K: Kernel>() -> Description {
@@ -46,7 +64,14 @@ const fn describe<K: Kernel>() -> Description {
         bindings: K::BINDINGS,
         fields: K::FIELDS,
         floats: K::FLOATS,
-        shaders: || K::shaders().iter().map(|s: &Shader<K>| (s.name, s.source)).collect(),
+        shaders: || {
+            let bindings = |s: &Shader<K>| match s.binds {
+                Some(binds) => binds.iter().map(|at| K::BINDINGS[*at]).collect(),
+                None => K::BINDINGS.to_vec(),
+            };
+            let file = |s: &Shader<K>| ShaderFile { name: s.name, source: s.source, bindings: bindings(s) };
+            K::shaders().iter().map(file).collect()
+        },
     }
 }
 
@@ -54,13 +79,18 @@ const fn describe<K: Kernel>() -> Description {
 pub const ALL: &[Description] = &[
     describe::<clip_norm::ClipNorm>(),
     describe::<copy_columns::CopyColumns>(),
+    describe::<count::Count>(),
+    describe::<dropout_mask::DropoutMask>(),
     describe::<embedding_backward::EmbeddingBackward>(),
     describe::<embedding_forward::EmbeddingForward>(),
     describe::<fill::Fill>(),
+    describe::<highway::Highway>(),
+    describe::<highway_backward::HighwayBackward>(),
     describe::<lstm_backward::LstmBackward>(),
     describe::<lstm_forward::LstmForward>(),
     describe::<matmul::Matmul>(),
     describe::<mean_loss::MeanLoss>(),
+    describe::<multiply::Multiply>(),
     describe::<one_hot::OneHot>(),
     describe::<scale::Scale>(),
     describe::<sgd::Sgd>(),
@@ -68,6 +98,7 @@ pub const ALL: &[Description] = &[
     describe::<softmax_cross_entropy_backward::SoftmaxCrossEntropyBackward>(),
     describe::<subtract::Subtract>(),
     describe::<sum::Sum>(),
+    describe::<sum_products::SumProducts>(),
     describe::<sum_rows::SumRows>(),
     describe::<sum_squares::SumSquares>(),
 ];

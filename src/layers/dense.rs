@@ -74,7 +74,7 @@ impl Dense {
         shape.push(self.config.output_size);
         let place = rec.instance(&self.name);
         let y = rec.activation(&path(&place, "y"), &shape)?;
-        matmul::record(rec, (x, false), (&weight, true), bias.as_ref(), (&y, false))?;
+        matmul::record(rec, (x, false), (&weight, true), &bias.iter().collect::<Vec<_>>(), (&y, false))?;
         let (x, of) = (x.clone(), y.clone());
         rec.on_backward(move |rec| {
             let Some(dy) = rec.gradient(&of) else { return Ok(()) };
@@ -89,10 +89,10 @@ impl Dense {
 /// For `y = x W^T`: `dW (+)= dy^T x` and `dx (+)= dy W`.
 pub(super) fn contribute_products(rec: &mut Recorder<'_>, dy: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
     if let Some((dweight, accumulate)) = rec.contribute(weight)? {
-        matmul::record(rec, (dy, true), (x, false), None, (&dweight, accumulate))?;
+        matmul::record(rec, (dy, true), (x, false), &[], (&dweight, accumulate))?;
     }
     if let Some((dx, accumulate)) = rec.contribute(x)? {
-        matmul::record(rec, (dy, false), (weight, false), None, (&dx, accumulate))?;
+        matmul::record(rec, (dy, false), (weight, false), &[], (&dx, accumulate))?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ mod ops;
 
 pub use dense::{Dense, DenseConfig};
 pub use embedding::{Embedding, EmbeddingConfig, one_hot};
-pub use lstm::{Join, Lstm, LstmConfig, LstmOutput, LstmState};
-pub use ops::{add, columns, concatenate};
+pub use lstm::{Bias, Connection, Dropout, Fill, Init, Join, Lstm, LstmConfig, LstmInputs, LstmOutput, LstmState};
+pub use ops::{add, columns, concatenate, multiply};
 
 use crate::error::{Error, Result};
 

@@ -1,7 +1,9 @@
 //! Sums, slices and concatenations of tensors, with their backward: the glue of free compositions.
 
 use crate::error::{Error, Result};
-use crate::kernels::copy_columns;
+use crate::kernels::copy_columns::{self, Rows};
+use crate::kernels::{highway, highway_backward, matmul, multiply};
+use crate::layers::dense::{contribute_biases, contribute_products};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 
@@ -33,25 +35,86 @@ pub fn concatenate(rec: &mut Recorder<'_>, name: &str, parts: &[&Tensor]) -> Res
     if let Some(other) = parts.iter().find(|p| p.shape().split_last().map(|(_, l)| l) != Some(lead)) {
         return Err(Error::shape("recording a concatenation", format!("{lead:?} + [any]"), other.shape()));
     }
+    concatenate_rows(rec, name, parts, lead, None)
+}
+
+/// `[a | b | ..]` with `lead` as its other axes: over rows in another order or with lengths where `rows` says so.
+/// One part without that is itself.
+pub(super) fn concatenate_rows(
+    rec: &mut Recorder<'_>,
+    name: &str,
+    parts: &[&Tensor],
+    lead: &[usize],
+    rows: Option<&Rows>,
+) -> Result<Tensor> {
+    if let ([part], None) = (parts, rows) {
+        return Ok((*part).clone());
+    }
     let mut shape = lead.to_vec();
     shape.push(parts.iter().map(|p| p.columns()).sum());
     let y = rec.activation(name, &shape)?;
     let mut places = Vec::new();
     let mut at = 0;
     for part in parts {
-        copy_columns::record(rec, (part, 0), (&y, at), part.columns(), false)?;
+        copy_columns::record_rows(rec, (part, 0), (&y, at), part.columns(), false, rows)?;
         places.push(((*part).clone(), at));
         at += part.columns();
     }
-    let of = y.clone();
+    let (of, back) = (y.clone(), rows.map(Rows::reversed));
     rec.on_backward(move |rec| {
         let Some(dy) = rec.gradient(&of) else { return Ok(()) };
         for (part, at) in &places {
             if let Some((dpart, accumulate)) = rec.contribute(part)? {
-                copy_columns::record(rec, (&dy, *at), (&dpart, 0), part.columns(), accumulate)?;
+                let width = part.columns();
+                copy_columns::record_rows(rec, (&dy, *at), (&dpart, 0), width, accumulate, back.as_ref())?;
             }
         }
         Ok(())
+    });
+    Ok(y)
+}
+
+/// `y = x o factor`, elementwise; the factor is repeated over leading axes that only x has, and gets no gradient.
+pub fn multiply(rec: &mut Recorder<'_>, name: &str, x: &Tensor, factor: &Tensor) -> Result<Tensor> {
+    if !x.shape().ends_with(factor.shape()) {
+        return Err(Error::shape("recording a product", format!("the last axes of {:?}", x.shape()), factor.shape()));
+    }
+    let y = rec.activation(name, x.shape())?;
+    multiply::record(rec, x, factor, (&y, false))?;
+    let (x, factor, of) = (x.clone(), factor.clone(), y.clone());
+    rec.on_backward(move |rec| {
+        let Some(dy) = rec.gradient(&of) else { return Ok(()) };
+        let Some((dx, accumulate)) = rec.contribute(&x)? else { return Ok(()) };
+        multiply::record(rec, &dy, &factor, (&dx, accumulate))
+    });
+    Ok(y)
+}
+
+/// `y = s o x + (1 - s) o h` with `s = sigmoid(x W^T + b)` and the parameters of these names: a highway around the
+/// layer that made h of x.
+pub(super) fn highway(
+    rec: &mut Recorder<'_>,
+    name: &str,
+    (weight, bias): (&str, &str),
+    x: &Tensor,
+    h: &Tensor,
+) -> Result<Tensor> {
+    let (weight, bias) = (rec.parameter(weight)?, rec.parameter(bias)?);
+    let carry = rec.activation(&format!("{name}.carry"), h.shape())?;
+    let y = rec.activation(name, h.shape())?;
+    matmul::record(rec, (x, false), (&weight, true), &[&bias], (&carry, false))?;
+    highway::record(rec, &carry, x, h, &y)?;
+    let (name, x, h, of) = (name.to_string(), x.clone(), h.clone(), y.clone());
+    rec.on_backward(move |rec| {
+        let Some(dy) = rec.gradient(&of) else { return Ok(()) };
+        // the layer below made x, so its gradient is always wanted; that of h is the layer's own
+        let (dcarry, dx) = (rec.activation(&format!("{name}.dcarry"), carry.shape())?, rec.contribute(&x)?);
+        let dh = rec.contribute(&h)?;
+        if let (Some((dx, dx_adds)), Some((dh, dh_adds))) = (dx, dh) {
+            highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, (&dx, dx_adds), (&dh, dh_adds))?;
+        }
+        contribute_products(rec, &dcarry, &x, &weight)?;
+        contribute_biases(rec, &format!("{name}.sum_dcarry"), &dcarry, &[&bias])
     });
     Ok(y)
 }

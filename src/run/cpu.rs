@@ -103,13 +103,21 @@ impl<T: Float> Memory<T> {
             let mut taken: Vec<Vec<T>> = Vec::with_capacity(bindings.len());
             for (binding, id) in bindings.iter().zip(&step.operands) {
                 taken.push(match binding.access {
-                    Access::Write => std::mem::take(self.place(plan, *id).0),
+                    Access::Write => id.map_or(Vec::new(), |id| std::mem::take(self.place(plan, id).0)),
                     _ => Vec::new(),
                 });
             }
             let mut scratch = std::mem::take(&mut self.scratch);
             let mut operands = Vec::with_capacity(bindings.len());
             for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(&mut taken) {
+                let Some(id) = id else {
+                    operands.push(match binding.access {
+                        Access::Write => Operand::Write(&mut []),
+                        Access::Tokens => Operand::Tokens(&[]),
+                        Access::Read => Operand::Read(&[]),
+                    });
+                    continue;
+                };
                 let slot = plan.slot(*id);
                 let start = match slot.storage {
                     Storage::Own => 0,
@@ -125,7 +133,7 @@ impl<T: Float> Memory<T> {
             drop(operands);
             self.scratch = scratch;
             for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(taken) {
-                if binding.access == Access::Write {
+                if let (Access::Write, Some(id)) = (binding.access, id) {
                     *self.place(plan, *id).0 = buffer;
                 }
             }

@@ -3,7 +3,7 @@
 use super::Counters;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Submission, UNIFORM_STRIDE};
-use crate::kernel::{AdapterClass, Dispatch, MAX_PARAMETER_BYTES};
+use crate::kernel::{Access, AdapterClass, Binding, Dispatch, MAX_PARAMETER_BYTES};
 use crate::plan::{Plan, SlotId, Storage, Tensor};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,14 +17,23 @@ const GUARD_WORD: u32 = 0x7fed_cba9;
 const IN_FLIGHT: usize = 3;
 /// About 100 ms on a slow GPU; watchdogs kill at 2 s.
 const SUBMIT_FLOPS: f64 = 1e11;
+/// Bytes of what stands for bindings to write that a step leaves out: one place for each of the eight of a shader.
+const ABSENT: u64 = 8 * UNIFORM_STRIDE;
 /// What a dispatch costs at least, in operations: some microseconds even where there is nothing to compute.
 const DISPATCH_FLOPS: f64 = 5e6;
 
 struct Step {
+    /// The dispatches of one repeat.
+    dispatches: Vec<Bound>,
+    repeats: u32,
+    flops: f64,
+}
+
+/// A dispatch with its pipeline and slots.
+struct Bound {
     pipeline: Arc<Pipeline>,
     bindings: wgpu::BindGroup,
-    dispatch: Dispatch,
-    flops: f64,
+    grid: [u32; 3],
 }
 
 /// The memory of a plan on a GPU.
@@ -34,6 +43,8 @@ pub(super) struct Memory {
     own: Vec<Option<wgpu::Buffer>>,
     parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
+    /// What stands for a binding that a step leaves out: one to read, one to write.
+    absent: [wgpu::Buffer; 2],
     uniforms: wgpu::BindGroup,
     steps: Vec<Step>,
     staging: Option<wgpu::Buffer>,
@@ -46,8 +57,8 @@ pub(super) struct Memory {
 impl Memory {
     pub async fn new(gpu: Arc<Gpu>, class: AdapterClass, plan: &Plan, guarded: bool) -> Result<Self> {
         let guard = if guarded { GUARD } else { 0 };
-        let dispatches: Vec<_> = plan.steps().iter().map(|s| s.operation.dispatch(class)).collect();
-        let repeats = dispatches.iter().map(|d| d.repeats).max().unwrap_or(1) as u64;
+        let dispatches: Vec<_> = plan.steps().iter().map(|s| s.operation.dispatches(class)).collect();
+        let repeats = plan.steps().iter().map(|s| s.operation.repeats()).max().unwrap_or(1) as u64;
         let uniform_bytes = plan.steps().len().max(1) as u64 * UNIFORM_STRIDE;
         check_limits(&gpu, plan, &dispatches, guard, uniform_bytes.max(repeats * UNIFORM_STRIDE))?;
 
@@ -70,9 +81,10 @@ impl Memory {
             let gradients = create("gradients", if plan.trains { block } else { 4 }, storage);
             let fields = create("parameters of the steps", uniform_bytes, uniform);
             let numbers = create("numbers of the dispatches", repeats * UNIFORM_STRIDE, uniform);
-            (own, parameters, gradients, fields, numbers)
+            let absent = [create("absent, read", UNIFORM_STRIDE, storage), create("absent", ABSENT, storage)];
+            (own, parameters, gradients, absent, fields, numbers)
         });
-        let (own, parameters, gradients, fields, numbers) = buffers.await?;
+        let (own, parameters, gradients, absent, fields, numbers) = buffers.await?;
 
         let mut bytes = vec![0u8; uniform_bytes as usize];
         for (step, to) in plan.steps().iter().zip(bytes.chunks_exact_mut(UNIFORM_STRIDE as usize)) {
@@ -108,6 +120,7 @@ impl Memory {
             own,
             parameters,
             gradients,
+            absent,
             uniforms,
             steps: Vec::with_capacity(dispatches.len()),
             staging: None,
@@ -116,10 +129,17 @@ impl Memory {
             in_flight: VecDeque::new(),
             counters,
         };
-        for (step, dispatch) in plan.steps().iter().zip(dispatches) {
-            let pipeline = memory.gpu.pipeline(&dispatch, step.operation.bindings()).await?;
-            let bindings = memory.bind(plan, &pipeline, &step.operands).await?;
-            memory.steps.push(Step { pipeline, bindings, dispatch, flops: step.operation.flops() });
+        for (step, dispatches) in plan.steps().iter().zip(dispatches) {
+            let mut bound = Vec::with_capacity(dispatches.len());
+            for dispatch in dispatches {
+                let binds: Vec<_> = dispatch.binds.iter().map(|at| step.operation.bindings()[*at]).collect();
+                let operands: Vec<_> = dispatch.binds.iter().map(|at| step.operands[*at]).collect();
+                let pipeline = memory.gpu.pipeline(&dispatch, &binds).await?;
+                let bindings = memory.bind(plan, &pipeline, &binds, &operands).await?;
+                bound.push(Bound { pipeline, bindings, grid: dispatch.grid });
+            }
+            let repeats = step.operation.repeats();
+            memory.steps.push(Step { dispatches: bound, repeats, flops: step.operation.flops() });
         }
         if guarded {
             memory.write_guards(plan);
@@ -127,13 +147,27 @@ impl Memory {
         Ok(memory)
     }
 
-    async fn bind(&self, plan: &Plan, pipeline: &Pipeline, operands: &[SlotId]) -> Result<wgpu::BindGroup> {
-        let entries: Vec<_> = (0..)
-            .zip(operands)
-            .map(|(binding, id)| {
-                let (buffer, offset) = self.place(plan, *id);
-                let guard = if plan.slot(*id).storage == Storage::Own { self.guard } else { 0 };
-                let size = std::num::NonZeroU64::new(plan.slot(*id).bytes() + guard);
+    async fn bind(
+        &self,
+        plan: &Plan,
+        pipeline: &Pipeline,
+        binds: &[Binding],
+        operands: &[Option<SlotId>],
+    ) -> Result<wgpu::BindGroup> {
+        let entries: Vec<_> = (0u32..)
+            .zip(binds.iter().zip(operands))
+            .map(|(binding, (bind, id))| {
+                let (buffer, offset, bytes) = match id {
+                    Some(id) => {
+                        let (buffer, offset) = self.place(plan, *id);
+                        let guard = if plan.slot(*id).storage == Storage::Own { self.guard } else { 0 };
+                        (buffer, offset, plan.slot(*id).bytes() + guard)
+                    }
+                    None if bind.access != Access::Write => (&self.absent[0], 0, UNIFORM_STRIDE),
+                    // written bindings may not overlap
+                    None => (&self.absent[1], binding as u64 * UNIFORM_STRIDE, UNIFORM_STRIDE),
+                };
+                let size = std::num::NonZeroU64::new(bytes);
                 let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
                 wgpu::BindGroupEntry { binding, resource }
             })
@@ -207,20 +241,25 @@ impl Memory {
         let mut flops = 0.0;
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut set = None;
             while step < end && (dispatches == 0 || flops < self.submit_flops) {
-                let Step { pipeline, bindings, dispatch, flops: work } = &self.steps[step];
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, bindings, &[]);
-                let [x, y, z] = dispatch.grid;
-                while repeat < dispatch.repeats && (dispatches == 0 || flops < self.submit_flops) {
+                let Step { dispatches: bound, repeats, flops: work } = &self.steps[step];
+                while repeat < *repeats && (dispatches == 0 || flops < self.submit_flops) {
                     let offset = |index: u64| (index * UNIFORM_STRIDE) as u32;
-                    pass.set_bind_group(1, &self.uniforms, &[offset(step as u64), offset(repeat as u64)]);
-                    pass.dispatch_workgroups(x, y, z);
-                    flops += (work / dispatch.repeats as f64).max(DISPATCH_FLOPS);
-                    dispatches += 1;
+                    let uniforms = [offset(step as u64), offset(repeat as u64)];
+                    for (n, Bound { pipeline, bindings, grid: [x, y, z] }) in bound.iter().enumerate() {
+                        if set.replace((step, n)) != Some((step, n)) {
+                            pass.set_pipeline(&pipeline.pipeline);
+                            pass.set_bind_group(0, bindings, &[]);
+                        }
+                        pass.set_bind_group(1, &self.uniforms, &uniforms);
+                        pass.dispatch_workgroups(*x, *y, *z);
+                        dispatches += 1;
+                    }
+                    flops += (work / *repeats as f64).max(DISPATCH_FLOPS * bound.len() as f64);
                     repeat += 1;
                 }
-                if repeat == dispatch.repeats {
+                if repeat == *repeats {
                     (step, repeat) = (step + 1, 0);
                 }
             }
@@ -308,7 +347,7 @@ impl Memory {
 }
 
 /// Whatever does not fit is said before anything is allocated.
-fn check_limits(gpu: &Gpu, plan: &Plan, dispatches: &[Dispatch], guard: u64, uniforms: u64) -> Result<()> {
+fn check_limits(gpu: &Gpu, plan: &Plan, dispatches: &[Vec<Dispatch>], guard: u64, uniforms: u64) -> Result<()> {
     let limits = gpu.limits();
     let largest = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
     let check = |what: String, needed: u64, limit: u64| match needed > limit {
@@ -320,9 +359,9 @@ fn check_limits(gpu: &Gpu, plan: &Plan, dispatches: &[Dispatch], guard: u64, uni
     }
     check("the block of all parameters, in bytes,".into(), plan.block_len as u64 * 4, largest)?;
     check("the table of the steps, in bytes,".into(), uniforms, limits.max_buffer_size)?;
-    for (step, dispatch) in plan.steps().iter().zip(dispatches) {
+    for (step, dispatches) in plan.steps().iter().zip(dispatches) {
         let most = limits.max_compute_workgroups_per_dimension as u64;
-        for size in dispatch.grid {
+        for size in dispatches.iter().flat_map(|dispatch| dispatch.grid) {
             check(format!("the grid of a step of `{}`", step.operation.name()), size as u64, most)?;
         }
     }

@@ -1,7 +1,7 @@
 //! LSTM layers step by step, under the names of the Deep-Breathe series and its equations.
 
 use crate::error::{Error, Result};
-use crate::kernels::lstm_forward::GATES;
+use crate::kernels::recurrence::GATES;
 use crate::plan::{Cell, Direction, Phase, Tensor};
 use crate::run::Workspace;
 use ndarray::{Array2, Array3, Axis, Ix2, Ix3, s};

@@ -5,7 +5,7 @@ use super::layout::{Layer, Layout, names};
 use super::write::{Array, join};
 use super::{Dtype, Weights, message, not_a_float};
 use crate::error::Result;
-use crate::layers::Lstm;
+use crate::layers::{Bias, Lstm};
 use crate::parameters::Parameters;
 use crate::plan::Direction;
 use std::fmt;
@@ -278,7 +278,11 @@ impl Weights {
             };
             report.lines.push(Line {
                 tensor: name,
-                parameters: fills.iter().filter(|p| lstm.config.bias || **p < 2).map(|p| ours[*p].clone()).collect(),
+                parameters: fills
+                    .iter()
+                    .filter(|p| **p < 2 || lstm.config.bias != Bias::None)
+                    .map(|p| ours[*p].clone())
+                    .collect(),
                 shape: tensor.shape().to_vec(),
                 dtype: Some(tensor.dtype()),
                 status: Status::Matched,

@@ -30,7 +30,7 @@
 use super::message;
 use super::write::Array;
 use crate::error::Result;
-use crate::layers::{Lstm, path};
+use crate::layers::{Bias, Lstm, path};
 use crate::parameters::Parameters;
 use crate::plan::Direction;
 use crate::recorder::gradient_name;
@@ -339,7 +339,11 @@ impl Layer {
         let hidden_size = parameters.entry(&names[1])?.shape.last().copied().unwrap_or(0);
         let input_size = parameters.entry(&names[0])?.shape.last().copied().unwrap_or(0);
         let get = |name: &str| parameters.get(name).map(<[f64]>::to_vec);
-        let bias = if lstm.config.bias { Some([get(&names[2])?, get(&names[3])?]) } else { None };
+        let bias = match lstm.config.bias {
+            Bias::None => None,
+            Bias::One => Some(one_vector(get(&names[2])?)),
+            Bias::Two => Some([get(&names[2])?, get(&names[3])?]),
+        };
         let forget_bias = lstm.config.forget_bias;
         Ok(Layer { forget_bias, ..Layer::read(input_size, hidden_size, get(&names[0])?, get(&names[1])?, bias) })
     }
@@ -357,7 +361,7 @@ impl Layer {
         let names = names(lstm, layer, direction);
         let mut moved = self.clone();
         moved.move_forget_bias(lstm.config.forget_bias);
-        let bias = match (lstm.config.bias, moved.bias) {
+        let bias = match (lstm.config.bias != Bias::None, moved.bias) {
             (true, None) => Some(one_vector(vec![0.0; 4 * self.hidden_size])),
             (false, Some(bias)) if bias.iter().flatten().any(|v| *v != 0.0) => {
                 return Err(message::tensor(&names[2], "the LSTM was declared without biases, the layer has some"));
@@ -370,8 +374,12 @@ impl Layer {
             (&names[1], vec![4 * self.hidden_size, self.hidden_size], moved.weight_hh),
         ];
         if let Some([ih, hh]) = bias {
-            all.push((&names[2], vec![4 * self.hidden_size], ih));
-            all.push((&names[3], vec![4 * self.hidden_size], hh));
+            let one = lstm.config.bias == Bias::One;
+            let first = ih.iter().zip(&hh).map(|(ih, hh)| if one { ih + hh } else { *ih }).collect();
+            all.push((&names[2], vec![4 * self.hidden_size], first));
+            if !one {
+                all.push((&names[3], vec![4 * self.hidden_size], hh));
+            }
         }
         for (name, shape, values) in &all {
             let declared = &parameters.entry(name)?.shape;

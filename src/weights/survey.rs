@@ -3,7 +3,7 @@
 use super::header::TensorInfo;
 use super::layout::{Layout, TEXTBOOK};
 use super::{Weights, message};
-use crate::layers::{Join, LstmConfig};
+use crate::layers::{Bias, Join, LstmConfig};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -38,7 +38,7 @@ impl Found {
         }
         let config = LstmConfig::new(self.input_size, 1)
             .with_hidden_sizes(&self.hidden_sizes)
-            .with_bias(self.bias)
+            .with_bias(if self.bias { Bias::Two } else { Bias::None })
             .with_forget_bias(self.layout.forget_bias());
         Some(match self.directions {
             2 => config.with_bidirectional(self.join.unwrap_or(Join::Layers)),

@@ -1,7 +1,7 @@
 //! Shared by the tests: devices, random values, models.
 #![allow(dead_code, unused_imports)]
 
-use everloop::layers::{Join, LstmConfig, LstmState};
+use everloop::layers::{Bias, Connection, Dropout, Join, LstmConfig, LstmInputs, LstmState};
 use everloop::plan::{Kind, Storage};
 use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
 use std::sync::OnceLock;
@@ -52,23 +52,77 @@ pub struct Model {
     pub batch: usize,
     pub steps: usize,
     pub classes: usize,
+    /// Starts from a given state.
     pub state: bool,
+    /// Rows have lengths.
+    pub lengths: bool,
+    /// Drops values, where the configuration says so.
+    pub dropout: bool,
+    /// The loss reaches every c.
+    pub cells: bool,
+    /// One row without a batch.
+    pub unbatched: bool,
 }
 
 impl Model {
     pub fn random(rng: &mut Rng, hidden: usize, batch: usize, steps: usize) -> Model {
         let mut size = |most: usize| 1 + rng.below(most);
         let (input, layers) = (size(20), size(3));
-        let sizes: Vec<usize> = (0..layers).map(|_| size(hidden)).collect();
-        let mut config = LstmConfig::new(input, 1).with_hidden_sizes(&sizes).with_forget_bias(rng.below(2) as f64);
-        match rng.below(3) {
-            0 => config = config.with_bidirectional(Join::Layers),
-            1 => config = config.with_bidirectional(Join::Stacks),
-            _ => {}
+        let mut sizes: Vec<usize> = (0..layers).map(|_| size(hidden)).collect();
+        let mut one_in = |n: usize| rng.below(n) == 0;
+        let connection = match (one_in(6), one_in(6)) {
+            (true, _) => Connection::Residual,
+            (_, true) => Connection::Highway,
+            _ => Connection::Plain,
+        };
+        if connection != Connection::Plain {
+            sizes = vec![sizes[0]; layers];
         }
-        config = config.with_bias(rng.below(5) > 0);
-        let (batch, steps) = (1 + rng.below(batch), 1 + rng.below(steps));
-        Model { config, batch, steps, classes: 2 + rng.below(9), state: rng.below(2) == 1 }
+        let mut config = LstmConfig::new(input, 1).with_hidden_sizes(&sizes).with_connection(connection);
+        config.bidirectional = match (one_in(3), one_in(2)) {
+            (true, _) => Some(Join::Layers),
+            (_, true) => Some(Join::Stacks),
+            _ => None,
+        };
+        config.bias = match (one_in(5), one_in(3)) {
+            (true, _) => Bias::None,
+            (_, true) => Bias::One,
+            _ => Bias::Two,
+        };
+        config.forget_bias = if one_in(2) { 1.0 } else { 0.0 };
+        config.peephole = one_in(4);
+        config.coupled = one_in(5);
+        config.cell_clip = one_in(5).then_some(0.3);
+        config.layer_norm = one_in(4).then_some(1e-3);
+        config.batch_first = one_in(4);
+        if one_in(3) {
+            config.proj_size = Some(1 + rng.below(hidden));
+            config.proj_clip = (rng.below(3) == 0).then_some(0.2);
+        }
+        let mut one_in = |n: usize| rng.below(n) == 0;
+        let [state, lengths, dropout, cells, unbatched] = [one_in(2), one_in(3), one_in(3), one_in(4), one_in(8)];
+        if dropout {
+            (config.dropout, config.recurrent_dropout) = (0.3, if one_in(2) { 0.2 } else { 0.0 });
+            config.variational = one_in(2);
+        }
+        let (batch, steps) = (if unbatched { 1 } else { 1 + rng.below(batch) }, 1 + rng.below(steps));
+        let classes = 2 + rng.below(9);
+        Model { config, batch, steps, classes, state, lengths, dropout, cells, unbatched }
+    }
+
+    /// Of one configuration, over 2 rows and 5 steps with given states.
+    pub fn of(config: LstmConfig) -> Model {
+        Model {
+            config,
+            batch: 2,
+            steps: 5,
+            classes: 3,
+            state: true,
+            lengths: false,
+            dropout: false,
+            cells: false,
+            unbatched: false,
+        }
     }
 
     /// Parameters and the plan of forward and backward, with gradients for x and the initial state;
@@ -76,30 +130,61 @@ impl Model {
     pub fn record(&self, rng: &mut Rng) -> Result<(Parameters, Plan)> {
         let mut parameters = Parameters::new();
         let lstm = self.config.declare(&mut parameters, "lstm", rng)?;
+        // gains and shifts that are not all the same
+        let names = parameters.iter().map(|parameter| parameter.name.to_string());
+        let norms: Vec<String> = names.filter(|name| name.contains("layer_norm")).collect();
+        for name in norms {
+            let mut values = parameters.get(&name)?.to_vec();
+            values.iter_mut().for_each(|v| *v += rng.symmetric(0.3));
+            parameters.set(&name, &values)?;
+        }
         let dense = everloop::layers::DenseConfig::new(self.config.output_size(), self.classes);
         let dense = dense.declare(&mut parameters, "linear", rng)?;
         let mut rec = Recorder::new(&parameters);
-        let x = rec.input("x", &[self.steps, self.batch, self.config.input_size])?;
+        let shape = match (self.unbatched, self.config.batch_first) {
+            (true, _) => vec![self.steps, self.config.input_size],
+            (false, true) => vec![self.batch, self.steps, self.config.input_size],
+            (false, false) => vec![self.steps, self.batch, self.config.input_size],
+        };
+        let x = rec.input("x", &shape)?;
         rec.want_gradient(&x)?;
+        let lengths = match self.lengths {
+            true => Some(rec.tokens("lengths", &[self.batch], self.steps + 1)?),
+            false => None,
+        };
+        let dropout = if self.dropout { Some(Dropout::record(&mut rec, "dropout.step", 77)?) } else { None };
         let mut initial = Vec::new();
-        for (layer, hidden) in self.config.hidden_sizes.iter().enumerate() {
+        for layer in 0..self.config.layers() {
             for direction in self.config.directions() {
-                let mut input = |name: &str| -> Result<Tensor> {
-                    let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[self.batch, *hidden])?;
+                let mut input = |name: &str, columns: usize| -> Result<Tensor> {
+                    let shape = if self.unbatched { vec![columns] } else { vec![self.batch, columns] };
+                    let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &shape)?;
                     rec.want_gradient(&tensor)?;
                     Ok(tensor)
                 };
-                initial.push(LstmState { h: input("h0")?, c: input("c0")? });
+                let (outputs, hidden) = self.config.state_sizes(layer);
+                initial.push(LstmState { h: input("h0", outputs)?, c: input("c0", hidden)? });
             }
         }
-        let out = lstm.record(&mut rec, &x, self.state.then_some(&initial[..]))?;
+        let inputs = LstmInputs {
+            initial: self.state.then_some(&initial[..]),
+            lengths: lengths.as_ref(),
+            dropout: dropout.as_ref(),
+            masks: None,
+            cells: self.cells,
+        };
+        let out = lstm.record_with(&mut rec, &x, inputs)?;
         let logits = dense.record(&mut rec, &out.output)?;
-        let targets = rec.targets("targets", &[self.steps, self.batch], self.classes)?;
-        let entropy = loss::softmax_cross_entropy(&mut rec, "entropy", &logits, &targets)?;
-        let c_last = &out.state[0].c;
-        let wanted = rec.input("wanted", c_last.shape())?;
-        let squared = loss::mean_squared_error(&mut rec, "squared", c_last, &wanted)?;
-        let total = everloop::layers::add(&mut rec, "loss", &entropy.loss, &squared)?;
+        let targets = rec.targets("targets", &logits.shape()[..logits.shape().len() - 1], self.classes)?;
+        let mut total = loss::softmax_cross_entropy(&mut rec, "entropy", &logits, &targets)?.loss;
+        let mut reached = vec![out.state[0].c.clone(), out.state[out.state.len() - 1].h.clone()];
+        reached.extend(out.cells);
+        for (index, tensor) in reached.iter().enumerate() {
+            let wanted = rec.input(&format!("wanted.{index}"), tensor.shape())?;
+            let squared = loss::mean_squared_error(&mut rec, &format!("squared.{index}"), tensor, &wanted)?;
+            let name = if index + 1 == reached.len() { "loss".into() } else { format!("loss.{index}") };
+            total = everloop::layers::add(&mut rec, &name, &total, &squared)?;
+        }
         rec.backward(&total)?;
         Ok((parameters.clone(), rec.finish()))
     }
@@ -110,6 +195,7 @@ impl Model {
         for slot in plan.slots() {
             let tensor = plan.tensor(&slot.name)?;
             match slot.kind {
+                Kind::Input if slot.name == "dropout.step" => workspace.write(&tensor, &[3.0, 0.0])?,
                 Kind::Input => workspace.write(&tensor, &rng.vector(slot.len(), 1.0))?,
                 Kind::Tokens { vocab_size, .. } => {
                     let ids: Vec<u32> = (0..slot.len()).map(|_| rng.below(vocab_size) as u32).collect();

@@ -1,0 +1,70 @@
+//! Where the masks of a training plan come from.
+
+use crate::error::Result;
+use crate::kernels::{count, dropout_mask};
+use crate::plan::{Direction, Tensor};
+use crate::recorder::Recorder;
+use crate::rng::threefry;
+
+/// Draws the masks of dropout on the device: a counter-based generator, keyed by seed, training step, layer, direction
+/// and index, so that a run can be repeated, and is the same on CPU and GPU.
+///
+/// A *training step* is a run of the plan. Their count is part of the workspace; a run that goes on from a checkpoint
+/// writes it back.
+#[derive(Debug, Clone)]
+pub struct Dropout {
+    /// The number n of the training step, counted from 1, as `[n mod 2^20, n / 2^20]`: floats that stay exact. It is
+    /// one more after each run.
+    pub step: Tensor,
+    seed: u64,
+}
+
+/// What a mask is for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Place {
+    pub layer: usize,
+    pub direction: Direction,
+    /// On g, or on the way to the layer above.
+    pub recurrent: bool,
+}
+
+impl Place {
+    /// The path of the layer's slots.
+    pub fn path(&self, name: &str) -> String {
+        format!("{name}.{}{}", self.layer, if self.direction == Direction::Reverse { ".reverse" } else { "" })
+    }
+
+    fn key(&self, seed: u64) -> [u32; 2] {
+        let index = 4 * self.layer as u32 + 2 * (self.direction == Direction::Reverse) as u32 + self.recurrent as u32;
+        threefry([seed as u32, (seed >> 32) as u32], [index, 0])
+    }
+}
+
+impl Dropout {
+    /// Records the count of training steps in the slot `name` (`dropout.step`, say); to be recorded once in a plan,
+    /// before the layers that use it.
+    pub fn record(rec: &mut Recorder<'_>, name: &str, seed: u64) -> Result<Dropout> {
+        let step = rec.input_with(name, &[0.0, 0.0])?;
+        count::record(rec, &step)?;
+        Ok(Dropout { step, seed })
+    }
+
+    /// A mask of 0 or 1/(1-p) for `[T, B, columns]`, one for all steps where it is `variational`; none for p = 0.
+    pub(super) fn mask(
+        &self,
+        rec: &mut Recorder<'_>,
+        (name, place): (&str, Place),
+        p: f64,
+        shape: &[usize],
+        variational: bool,
+    ) -> Result<Option<Tensor>> {
+        if p == 0.0 {
+            return Ok(None);
+        }
+        let kind = if place.recurrent { "recurrent_mask" } else { "mask" };
+        let shape = if variational { &shape[1..] } else { shape };
+        let mask = rec.activation(&format!("{}.{kind}", place.path(name)), shape)?;
+        dropout_mask::record(rec, &self.step, &mask, place.key(self.seed), p)?;
+        Ok(Some(mask))
+    }
+}
