@@ -232,11 +232,11 @@ impl Example {
                 let Some(gradients) = &step.gradients else { continue };
                 writeln!(out, "\nbackward, step {}", step.time)?;
                 // dx and dh_next follow and are all of dHX
-                let named = gradients.named().map(|(name, formula, values)| match name {
+                let named = gradients.named().into_iter().map(|(name, formula, values)| match name {
                     "dHX" => print_line(out, name, &format!("{formula}  {:?}, in two parts:", values.shape()), &[]),
                     _ => print_named(out, &[(name, formula, values)]),
                 });
-                named.into_iter().collect::<io::Result<()>>()?;
+                named.collect::<io::Result<()>>()?;
             }
         }
         Ok(())

@@ -121,6 +121,18 @@ pub struct Dispatch {
     pub binds: Vec<usize>,
 }
 
+/// Memory for the CPU's form of a kernel, which outlives a run.
+#[derive(Debug, Default)]
+pub struct Scratch<T> {
+    /// For anything; holds anything when a step begins.
+    pub memory: Vec<T>,
+    /// For a copy of the operands in [`Kernel::PACKS`], arranged for speed.
+    pub packed: Vec<T>,
+    /// Whether `packed` is from an earlier run of this step and the operands are what they were: weights that nobody
+    /// trains need to be packed once.
+    pub is_packed: bool,
+}
+
 /// A kernel: the struct of its parameters with everything that belongs to the word.
 pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
     /// The word.
@@ -131,6 +143,9 @@ pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
     const FIELDS: &'static [&'static str];
     /// Which fields are `f32`.
     const FLOATS: &'static [&'static str] = &[];
+
+    /// Operands, by their place in `BINDINGS`, of which [`Kernel::execute`] keeps a copy in [`Scratch::packed`].
+    const PACKS: &'static [usize] = &[];
 
     /// Whether operands may be rows of a slot, with their first element among the parameters.
     const VIEWS: bool = false;
@@ -166,8 +181,8 @@ pub trait Kernel: bytemuck::Pod + Debug + Send + Sync {
     /// What the kernel computes, written from the equation; runs all repeats.
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]);
 
-    /// The same for speed. `scratch` is memory that outlives the call.
-    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], _scratch: &mut Vec<T>) {
+    /// The same for speed.
+    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], _scratch: &mut Scratch<T>) {
         self.twin(operands);
     }
 }
@@ -187,6 +202,8 @@ pub trait Operation: Debug + Send + Sync {
     fn bytes(&self) -> &[u8];
     /// Name and value of each parameter.
     fn fields(&self) -> Vec<(&'static str, f64)>;
+    /// See [`Kernel::PACKS`].
+    fn packs(&self) -> &'static [usize];
     /// See [`Kernel::needs`].
     fn needs(&self) -> Option<Vec<u128>>;
     /// See [`Kernel::extent`].
@@ -200,9 +217,9 @@ pub trait Operation: Debug + Send + Sync {
     /// [`Kernel::twin`] in f64.
     fn twin_f64(&self, operands: &mut [Operand<'_, f64>]);
     /// [`Kernel::execute`] in f32.
-    fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>);
+    fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Scratch<f32>);
     /// [`Kernel::execute`] in f64.
-    fn execute_f64(&self, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>);
+    fn execute_f64(&self, operands: &mut [Operand<'_, f64>], scratch: &mut Scratch<f64>);
 }
 
 impl<K: Kernel> Operation for K {
@@ -222,6 +239,9 @@ impl<K: Kernel> Operation for K {
             false => word as f64,
         };
         K::FIELDS.iter().zip(words).map(|(name, word)| (*name, value(name, word))).collect()
+    }
+    fn packs(&self) -> &'static [usize] {
+        K::PACKS
     }
     fn needs(&self) -> Option<Vec<u128>> {
         Kernel::needs(self)
@@ -248,10 +268,10 @@ impl<K: Kernel> Operation for K {
     fn twin_f64(&self, operands: &mut [Operand<'_, f64>]) {
         self.twin(operands);
     }
-    fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>) {
+    fn execute_f32(&self, operands: &mut [Operand<'_, f32>], scratch: &mut Scratch<f32>) {
         self.execute(operands, scratch);
     }
-    fn execute_f64(&self, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>) {
+    fn execute_f64(&self, operands: &mut [Operand<'_, f64>], scratch: &mut Scratch<f64>) {
         self.execute(operands, scratch);
     }
 }

@@ -42,6 +42,7 @@
 //! | [`Plan`] | the recorded program: slots and steps. Pure data; printing it gives its listing |
 //! | [`Device`] | a GPU, or the CPU in f32 or f64 |
 //! | [`Workspace`] | a plan's memory on one device; [`Workspace::run`] is one queue submit |
+//! | [`Stream`] | an LSTM that takes one step at a time and keeps its state |
 //! | [`Tensor`] | a slot of a plan, or some of its rows: what [`Workspace::read`] and [`Workspace::write`] take |
 //!
 //! Shapes are time first: `[T, B, ..]`. A plan is made for one batch size and number of steps; the same
@@ -70,6 +71,7 @@ pub mod plan;
 pub mod recorder;
 mod rng;
 pub mod run;
+pub mod stream;
 pub mod text;
 mod tile;
 pub mod trace;
@@ -82,6 +84,7 @@ pub use plan::{Plan, Tensor};
 pub use recorder::Recorder;
 pub use rng::Rng;
 pub use run::Workspace;
+pub use stream::Stream;
 /// The wgpu that [`Device::from_wgpu`] speaks.
 #[cfg(feature = "gpu")]
 pub use wgpu;

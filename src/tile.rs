@@ -75,6 +75,19 @@ pub(crate) fn pack<'a, T: Float>(panel: &mut [T], width: usize, row: impl Fn(usi
     }
 }
 
+/// Packs a matrix of `count` rows, each `len` long from the start of `row(n)`, into panels `[panel][k][width]`.
+pub(crate) fn pack_rows<'a, T: Float>(
+    panels: &mut [T],
+    width: usize,
+    len: usize,
+    count: usize,
+    row: impl Fn(usize) -> &'a [T],
+) {
+    for (p, panel) in panels.chunks_exact_mut(len * width).enumerate() {
+        pack(panel, width, |v| (p * width + v < count).then(|| &row(p * width + v)[..len]));
+    }
+}
+
 /// `N` lanes from the start of a slice; those from `valid` on are zero.
 #[inline(always)]
 pub(crate) fn load<T: Float, const N: usize>(from: &[T], valid: usize) -> [T; N] {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Model;
-use everloop::layers::{self, DenseConfig, EmbeddingConfig, LstmConfig};
+use everloop::layers::{self, Bias, Connection, DenseConfig, EmbeddingConfig, Join, LstmConfig};
 use everloop::plan::{Kind, Phase, Storage};
 use everloop::recorder::gradient_name;
 use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
@@ -106,6 +106,94 @@ fn random_models() {
         let compared = check_model(&model, case).unwrap_or_else(|e| panic!("case {case}: {e}\n{model:?}"));
         assert!(compared >= 6, "only {compared} gradients in case {case}");
     }
+}
+
+/// An option by name.
+type Choice = (&'static str, fn(&mut Model));
+
+const OPTIONS: [Choice; 17] = [
+    ("lengths", |m| m.lengths = true),
+    ("projection", |m| m.config.proj_size = Some(4)),
+    ("projection with clip", |m| (m.config.proj_size, m.config.proj_clip) = (Some(4), Some(0.05))),
+    ("layer norm", |m| m.config.layer_norm = Some(1e-3)),
+    ("peepholes", |m| m.config.peephole = true),
+    ("cell clip", |m| m.config.cell_clip = Some(0.2)),
+    ("coupled gates", |m| m.config.coupled = true),
+    ("dropout", |m| (m.dropout, m.config.dropout) = (true, 0.4)),
+    ("recurrent dropout", |m| (m.dropout, m.config.recurrent_dropout) = (true, 0.4)),
+    ("variational dropout", |m| {
+        (m.dropout, m.config.dropout, m.config.recurrent_dropout, m.config.variational) = (true, 0.3, 0.3, true);
+    }),
+    ("residual", |m| m.config.connection = Connection::Residual),
+    ("highway", |m| m.config.connection = Connection::Highway),
+    ("joined layers", |m| m.config.bidirectional = Some(Join::Layers)),
+    ("joined stacks", |m| m.config.bidirectional = Some(Join::Stacks)),
+    ("all cells", |m| m.cells = true),
+    ("batch first", |m| m.config.batch_first = true),
+    ("one bias", |m| m.config.bias = Bias::One),
+];
+
+#[test]
+fn every_option_alone_and_in_pairs() {
+    for (i, (first, choose)) in OPTIONS.iter().enumerate() {
+        for (second, add) in &OPTIONS[i..] {
+            let mut model = Model::of(LstmConfig::new(3, 6).with_layers(2).with_forget_bias(1.0));
+            model.batch = 3;
+            choose(&mut model);
+            add(&mut model);
+            let compared =
+                check_model(&model, 5).unwrap_or_else(|e| panic!("{first} and {second}: {e}\n{model:?}"));
+            assert!(compared >= 24, "only {compared} gradients with {first} and {second}");
+        }
+    }
+}
+
+/// Past the end of a row nothing comes out and nothing goes in, whatever stands there; and a row of length 0 gives its
+/// initial state.
+#[test]
+fn past_the_end_of_a_row() {
+    let mut model = Model::of(LstmConfig::new(3, 5).with_layers(2).with_bidirectional(Join::Layers));
+    (model.lengths, model.batch, model.cells) = (true, 4, true);
+    let (parameters, plan) = model.record(&mut Rng::new(1)).unwrap();
+    let lengths = [0u32, 2, 5, 1];
+    let mut results = Vec::new();
+    for padding in [0.0, 1e30] {
+        let mut workspace = Workspace::new(&Device::cpu_f64(), plan.clone(), &parameters).unwrap();
+        workspace.poison().unwrap();
+        model.write(&mut workspace, &mut Rng::new(2)).unwrap();
+        let tensor = |name: &str| plan.tensor(name).unwrap();
+        workspace.write_tokens(&tensor("lengths"), &lengths).unwrap();
+        let mut x = workspace.read::<f64>(&tensor("x")).unwrap();
+        let padded = |t: usize, b: usize| t >= lengths[b] as usize;
+        for (e, v) in x.iter_mut().enumerate() {
+            if padded(e / 12, e / 3 % 4) {
+                *v = padding;
+            }
+        }
+        workspace.write(&tensor("x"), &x).unwrap();
+        workspace.run().unwrap();
+        let read = |workspace: &mut Workspace, name: &str| workspace.read::<f64>(&tensor(name)).unwrap();
+        for (name, width) in [("lstm.1.joined", 10), ("dx", 3), ("lstm.0.cells", 5), ("lstm.1.reverse.cells", 5)] {
+            for (e, value) in read(&mut workspace, name).into_iter().enumerate() {
+                let ended = padded(e / (4 * width), e / width % 4);
+                assert_eq!(value == 0.0, ended, "{name}[{e}] = {value}");
+            }
+        }
+        for (place, direction, last) in [("lstm.0", "Forward", 5), ("lstm.0.reverse", "Reverse", 0)] {
+            for part in ["h", "c"] {
+                let rows = workspace.read::<f64>(&tensor(&format!("{place}.{part}")).row(last).unwrap()).unwrap();
+                let initial = read(&mut workspace, &format!("{part}0.0.{direction}"));
+                assert_eq!(rows[..5], initial[..5], "{place}.{part} of the row of length 0");
+            }
+        }
+        let mut all = Vec::new();
+        for slot in plan.slots().iter().filter(|s| s.kind == Kind::ParameterGradient) {
+            all.extend(read(&mut workspace, &slot.name));
+        }
+        all.push(workspace.scalar(&tensor("loss")).unwrap());
+        results.push(all);
+    }
+    assert_eq!(results[0], results[1], "what is in the padding must not matter");
 }
 
 /// Nothing of everloop knows of residual connections: this is all it takes.
@@ -213,7 +301,7 @@ fn a_slice_alone() {
 #[test]
 fn constants_are_exact_in_f64() {
     let mut parameters = Parameters::new();
-    let lstm = LstmConfig::new(1, 1).with_bias(layers::Bias::None).with_forget_bias(0.1);
+    let lstm = LstmConfig::new(1, 1).with_bias(Bias::None).with_forget_bias(0.1);
     let lstm = lstm.declare(&mut parameters, "lstm", &mut Rng::new(0)).unwrap();
     parameters.set("lstm.weight_ih_l0", &[0.0; 4]).unwrap();
     let mut rec = Recorder::new(&parameters);

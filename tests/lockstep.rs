@@ -1,5 +1,5 @@
-//! Whole models, CPU against GPU: after every step of the plan every slot it wrote must agree. Random
-//! forms of LSTM, sizes up to H 130, B 33, T 40. `EVERLOOP_CASES=n` runs more of them.
+//! Whole models, CPU against GPU: after every step of the plan every slot it wrote must agree. 500 random
+//! forms of LSTM with any of its options, sizes up to H 300, B 40, T 60. `EVERLOOP_CASES=5000` runs more of them.
 
 mod common;
 
@@ -30,9 +30,9 @@ fn cases(default: usize) -> usize {
 fn random_models_agree_on_cpu_and_gpu() {
     let Some(gpu) = gpu() else { return };
     let mut rng = Rng::new(2026);
-    for case in 0..cases(150) {
-        // sizes up to the largest in one case of four, smaller ones in the others
-        let [hidden, batch, steps] = if case % 4 == 0 { [130, 33, 40] } else { [40, 9, 12] };
+    for case in 0..cases(500) {
+        // sizes up to the largest in one case of eight, smaller ones in the others
+        let [hidden, batch, steps] = if case % 8 == 0 { [300, 40, 60] } else { [40, 9, 12] };
         let model = Model::random(&mut rng, hidden, batch, steps);
         let class = if case / 4 % 2 == 0 { AdapterClass::Software } else { AdapterClass::Hardware };
         let device = gpu.clone().with_shaders_for(class);

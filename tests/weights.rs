@@ -1,9 +1,9 @@
 //! Weights files: what is read, what is refused, what is written, and the layouts of other frameworks.
 
-use everloop::layers::{DenseConfig, Join, LstmConfig};
+use everloop::layers::{Bias, Connection, DenseConfig, Join, LstmConfig};
 use everloop::optimizer::SgdConfig;
 use everloop::plan::Direction;
-use everloop::weights::layout::{self, Layer, Layout, TEXTBOOK};
+use everloop::weights::layout::{self, Layer, Layout, PARTS, TEXTBOOK};
 use everloop::weights::{self, Array, Export, Import, Status, Weights};
 use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, loss};
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -332,7 +332,10 @@ fn pytorchs_files_are_taken_and_mismatches_refused_by_name() {
     let open = |name: &str| Weights::open(format!("{FIXTURES}/pytorch/{name}.weights.safetensors")).unwrap();
     let s03 = open("s03_l2_bi_bf");
     let found = s03.survey().lstms.remove(0);
-    assert_eq!((found.hidden_sizes.len(), found.directions, found.join, found.bias), (2, 2, Some(Join::Layers), true));
+    assert_eq!(
+        (found.hidden_sizes.len(), found.directions, found.join, found.bias),
+        (2, 2, Some(Join::Layers), Bias::Two)
+    );
     let mut parameters = Parameters::new();
     found.config().unwrap().declare(&mut parameters, "encoder.lstm", &mut Rng::new(1)).unwrap();
     let before = parameters.clone();
@@ -520,7 +523,7 @@ fn random_layer(rng: &mut Rng, input: usize, hidden: usize, forget_bias: f64) ->
     let mut vector = |len: usize| rng.vector(len, 1.0);
     let (weight_ih, weight_hh) = (vector(4 * hidden * input), vector(4 * hidden * hidden));
     let bias = Some([vector(4 * hidden), vector(4 * hidden)]);
-    Layer { input_size: input, hidden_size: hidden, weight_ih, weight_hh, bias, forget_bias }
+    Layer { weight_ih, weight_hh, bias, forget_bias, ..Layer::zeros(input, hidden) }
 }
 
 /// i, f, g, o before activation, for each unit: what every layout must agree on.
@@ -606,7 +609,7 @@ fn layers_that_do_not_fit_are_refused() {
         (Layout::PyTorch, vec![]),
         (Layout::PyTorch, vec![array("weight_ih", &[8, 3])]),
         (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 3])]),
-        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 2]), array("bias_ih", &[8])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 2]), array("bias_hh", &[8])]),
         (Layout::PyTorch, vec![array("weight_ih", &[0, 3]), array("weight_hh", &[0, 0])]),
         (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 2]), array("other", &[8])]),
         (Layout::Keras, vec![array("kernel", &[3, 6]), array("recurrent_kernel", &[2, 6])]),
@@ -616,7 +619,18 @@ fn layers_that_do_not_fit_are_refused() {
         (tensorflow, vec![array("kernel", &[5, 0])]),
         (tensorflow, vec![Array { shape: vec![usize::MAX, 8], ..array("kernel", &[5, 8]) }]),
         (Layout::Onnx, vec![array("W", &[3, 8, 3]), array("R", &[3, 8, 2])]),
-        (Layout::Onnx, vec![array("W", &[1, 8, 3]), array("R", &[1, 8, 2]), array("P", &[1, 6])]),
+        (Layout::Onnx, vec![array("W", &[1, 8, 3]), array("R", &[1, 8, 2]), array("P", &[1, 8])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 1]), array("weight_hr", &[1, 3])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 0]), array("weight_hr", &[0, 2])]),
+        (Layout::PyTorch, vec![array("weight_ih", &[8, 3]), array("weight_hh", &[8, 2]), array("layer_norm", &[2, 8])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("kernel", &[5, 8])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("input/gamma", &[2]), array("gamma_input", &[2])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("gamma_input", &[2])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("w_i_diag", &[2])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("projection/kernel", &[3, 2])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("projection/kernel", &[2, 0])]),
+        (tensorflow, vec![array("kernel", &[5, 8]), array("projection/kernel", &[2, 5])]),
+        (Layout::DeepBreathe { forget_bias: 1.0 }, vec![array("W", &[8, 5]), array("p_i", &[2]), array("p_f", &[2])]),
         (Layout::Onnx, vec![array("W", &[1, 8, 3]), array("R", &[1, 8, 2]), array("B", &[1, 8])]),
         (textbook, vec![array("W_ix", &[2, 3])]),
         (textbook, vec![Array { shape: vec![usize::MAX, 1], ..array("W_ix", &[2, 3]) }]),
@@ -647,10 +661,10 @@ fn run(
 ) -> Vec<f64> {
     let mut rec = Recorder::new(parameters);
     let input = rec.input("x", shape).unwrap();
-    let (hidden, batch) = (lstm.config.hidden_sizes[0], shape[1]);
+    let ((outputs, hidden), batch) = (lstm.config.state_sizes(0), shape[1]);
     let initial: Vec<everloop::layers::LstmState> = (0..state.len() / 2)
         .map(|n| everloop::layers::LstmState {
-            h: rec.input(&format!("h{n}"), &[batch, hidden]).unwrap(),
+            h: rec.input(&format!("h{n}"), &[batch, outputs]).unwrap(),
             c: rec.input(&format!("c{n}"), &[batch, hidden]).unwrap(),
         })
         .collect();
@@ -688,7 +702,14 @@ fn keras_layers_compute_what_keras_computed() {
     assert!(message.contains("is taken by no parameter"), "{message}");
     let report = read.import_layer(&mut parameters, &lstm, at, Layout::Keras, &import.with_unused()).unwrap();
     let text = report.to_string();
-    assert!(text.contains("gates i,f,c,o -> i,f,g,o; bias: one vector: bias_ih, with bias_hh = 0"), "{text}");
+    assert!(text.contains("lstm.bias_ih_l0; gates i,f,c,o -> i,f,g,o; bias: one vector: bias_ih\n"), "{text}");
+    let mut two = Parameters::new();
+    let wide = LstmConfig::new(4, 7).declare(&mut two, "lstm", &mut Rng::new(1)).unwrap();
+    let text = read.import_layer(&mut two, &wide, at, Layout::Keras, &Import::new().with_unused()).unwrap().to_string();
+    let wanted =
+        "lstm.bias_ih_l0, lstm.bias_hh_l0; gates i,f,c,o -> i,f,g,o; bias: one vector: bias_ih, with bias_hh = 0";
+    assert!(text.contains(wanted), "{text}");
+    assert_eq!(two.get("lstm.bias_hh_l0").unwrap(), [0.0; 28]);
     let x = swap(&read.values("input").unwrap(), [3, 9, 4]);
     let output = run(&parameters, &lstm, &x, &[9, 3, 4], &[]);
     close(&swap(&output, [9, 3, 7]), &read.values("output").unwrap());
@@ -718,14 +739,307 @@ fn onnx_nodes_compute_what_onnx_runtime_computed() {
     let wanted: Vec<f64> = y.chunks_exact(2 * 3 * 17).flat_map(|step| swap(step, [2, 3, 17])).collect();
     close(&output, &wanted);
 
-    let peepholes = Weights::open(format!("{FIXTURES}/onnx/o12_peephole.safetensors")).unwrap();
-    let found = peepholes.survey().lstms.remove(0);
-    assert!(found.peepholes && found.config().is_none());
+    let read = Weights::open(format!("{FIXTURES}/onnx/o12_peephole.safetensors")).unwrap();
+    let found = read.survey().lstms.remove(0);
+    assert!(found.peepholes && found.bias == Bias::Two);
+    let (at, import) = ((0, Direction::Forward), Import::new().with_unused());
+    let mut parameters = Parameters::new();
+    let lstm = found.config().unwrap().declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+    let report = read.import_layer(&mut parameters, &lstm, at, Layout::Onnx, &import).unwrap().to_string();
+    assert!(report.contains("P [1, 21] F32 -> weight_peephole_l0; gates i,o,f -> i,f,o\n"), "{report}");
+    let state = ["initial_h", "initial_c"].map(|name| read.values(name).unwrap());
+    let output = run(&parameters, &lstm, &read.values("X").unwrap(), &[8, 3, 4], &state);
+    close(&output, &read.values("expect.Y").unwrap());
+    // planted: an order i, f, o of P is seen
+    let p = parameters.get("weight_peephole_l0").unwrap().to_vec();
+    parameters.set("weight_peephole_l0", &[&p[..7], &p[14..], &p[7..14]].concat()).unwrap();
+    let wrong = run(&parameters, &lstm, &read.values("X").unwrap(), &[8, 3, 4], &state);
+    assert!(wrong.iter().zip(&output).any(|(a, b)| (a - b).abs() > 1e-3));
+
     let mut parameters = Parameters::new();
     let lstm = LstmConfig::new(4, 7).declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
-    let import = Import::new().with_unused();
-    let error = peepholes.import_layer(&mut parameters, &lstm, (0, Direction::Forward), Layout::Onnx, &import);
-    assert_eq!(error.unwrap_err().to_string(), "tensor `P`: peepholes: this engine's LSTM has none");
+    let error = read.import_layer(&mut parameters, &lstm, at, Layout::Onnx, &import).unwrap_err().to_string();
+    assert_eq!(error, "tensor `weight_peephole_l0`: the LSTM was declared without peepholes, the layer has some");
+    // zeros are no peepholes
+    let mut arrays = Layout::Onnx.write(&[Layer::zeros(4, 7)]).unwrap();
+    arrays.push(Array { name: "P".into(), shape: vec![1, 21], values: vec![0.0; 21] });
+    let zeros = Weights::from_bytes(&weights::arrays_to_bytes(&arrays, &Export::new()).unwrap()).unwrap();
+    let report = zeros.import_layer(&mut parameters, &lstm, at, Layout::Onnx, &Import::new()).unwrap();
+    assert!(report.lines.iter().any(|l| l.tensor == "P" && l.parameters.is_empty()));
+    assert!(parameters.block().iter().all(|v| *v == 0.0));
+}
+
+/// A layer with every part.
+fn rich_layer(rng: &mut Rng, [input, hidden, outputs]: [usize; 3], forget_bias: f64) -> Layer {
+    Layer {
+        weight_hh: rng.vector(4 * hidden * outputs, 1.0),
+        projection: Some((outputs, rng.vector(outputs * hidden, 1.0))),
+        peephole: Some(rng.vector(3 * hidden, 1.0)),
+        layer_norm: Some(rng.vector(10 * hidden, 1.0)),
+        ..random_layer(rng, input, hidden, forget_bias)
+    }
+}
+
+#[test]
+fn every_part_of_a_layer_round_trips_or_is_refused_by_name() {
+    let (mut rng, at) = (Rng::new(6), (0, Direction::Forward));
+    for (sizes, bits) in [[3, 4, 2], [1, 1, 3], [2, 5, 5]].into_iter().flat_map(|s| (0..16).map(move |b| (s, b))) {
+        let forget_bias = (bits & 8) as f64 / 8.0;
+        let mut layer = rich_layer(&mut rng, sizes, forget_bias);
+        let [input, hidden, outputs] = sizes;
+        if bits & 1 == 0 {
+            layer = Layer { projection: None, weight_hh: rng.vector(4 * hidden * hidden, 1.0), ..layer };
+        }
+        layer.peephole = layer.peephole.filter(|_| bits & 2 != 0);
+        layer.layer_norm = layer.layer_norm.filter(|_| bits & 4 != 0);
+        for layout in all_layouts() {
+            let normed = matches!(layout, Layout::TensorFlow { .. } | Layout::DeepBreathe { .. }) && bits & 4 != 0;
+            let holds = match layout {
+                Layout::Keras | Layout::Textbook { .. } => bits & 7 == 0,
+                Layout::Onnx => bits & 5 == 0,
+                _ => true,
+            };
+            if !holds {
+                let error = layout.write(std::slice::from_ref(&layer)).unwrap_err().to_string();
+                check_message(&error);
+                let parts = [
+                    "tensor `weight_hr`: the layer has a projection",
+                    "tensor `weight_peephole`",
+                    "tensor `layer_norm`",
+                ];
+                assert!(parts.iter().any(|p| error.starts_with(p)), "{error}");
+                continue;
+            }
+            if normed {
+                let error = layout.write(std::slice::from_ref(&layer)).unwrap_err().to_string();
+                assert!(error.starts_with("tensor `bias`: a layer norm stands in the place of the biases"), "{error}");
+            }
+            let zeros = Some([vec![0.0; 4 * hidden], vec![0.0; 4 * hidden]]);
+            let layer = if normed { Layer { bias: zeros, ..layer.clone() } } else { layer.clone() };
+            let arrays = layout.write(std::slice::from_ref(&layer)).unwrap();
+            let read = layout.read(&arrays).unwrap().remove(0);
+            assert_eq!(layout.write(std::slice::from_ref(&read)).unwrap(), arrays, "{layout:?}");
+            assert_eq!(read.projection, layer.projection);
+            assert_eq!(read.peephole, layer.peephole);
+            assert_eq!(
+                (read.weight_ih.clone(), read.weight_hh.clone()),
+                (layer.weight_ih.clone(), layer.weight_hh.clone())
+            );
+            // the forget bias is where the norm leaves it: behind
+            match (&layer.layer_norm, &read.layer_norm) {
+                (None, None) => {}
+                (Some(a), Some(b)) => {
+                    for n in 0..10 * hidden {
+                        let moved = if n / hidden == 6 { layer.forget_bias - layout.forget_bias() } else { 0.0 };
+                        assert!((a[n] + moved - b[n]).abs() < 1e-15, "{layout:?} {n}");
+                    }
+                    assert_eq!(read.bias.is_some(), !normed);
+                }
+                _ => panic!("{layout:?}"),
+            }
+
+            // through a file, a survey and a declared LSTM
+            let bytes = weights::arrays_to_bytes(&arrays, &Export::new().with_prefix("rnn/cell/").with_f64()).unwrap();
+            let file = Weights::from_bytes(&bytes).unwrap();
+            let survey = file.survey();
+            assert!(survey.broken.is_empty() && survey.lstms.len() == 1, "{survey}");
+            let found = &survey.lstms[0];
+            assert_eq!((found.input_size, found.hidden_sizes[0]), (input, hidden), "{survey}");
+            assert_eq!(found.projection, (bits & 1 != 0).then_some(outputs));
+            assert_eq!((found.peepholes, found.layer_norm), (bits & 2 != 0, bits & 4 != 0));
+            survey.to_string().lines().for_each(check_message);
+            let config = found.config().unwrap().with_forget_bias(layout.forget_bias());
+            let mut parameters = Parameters::new();
+            let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
+            let import = Import::new().with_prefix("rnn/cell/");
+            let report = file.import_layer(&mut parameters, &lstm, at, layout, &import).unwrap();
+            assert!(report.is_complete() && report.lines.iter().all(|l| !l.parameters.is_empty()), "{report}");
+            assert_eq!(layout.write(&[Layer::from_parameters(&parameters, &lstm, at).unwrap()]).unwrap(), arrays);
+
+            // and saved under our names
+            let bytes = weights::to_bytes(&parameters, &Export::new().with_f64()).unwrap();
+            let file = Weights::from_bytes(&bytes).unwrap();
+            for (there, name) in [(1, "weight_hr"), (2, "weight_peephole"), (4, "layer_norm")] {
+                assert_eq!(file.get(&format!("lstm.{name}_l0")).is_some(), bits & there != 0);
+            }
+            let found = file.survey().lstms.remove(0).config().unwrap().with_forget_bias(config.forget_bias);
+            assert_eq!(found, config);
+            let mut again = Parameters::new();
+            found.declare(&mut again, "lstm", &mut Rng::new(2)).unwrap();
+            file.import(&mut again, &Import::new()).unwrap();
+            assert_eq!(again, parameters);
+        }
+    }
+    let mut pair = [random_layer(&mut rng, 3, 2, 0.0), random_layer(&mut rng, 3, 2, 0.0)];
+    pair[1].peephole = Some(rng.vector(6, 1.0));
+    let mut read = Layout::Onnx.read(&Layout::Onnx.write(&pair).unwrap()).unwrap();
+    assert_eq!(read[0].peephole.take(), Some(vec![0.0; 6]));
+    assert_eq!(read, pair);
+    assert!(Layout::Keras.write(&[Layer { peephole: Some(vec![0.0; 6]), ..Layer::zeros(3, 2) }]).is_ok());
+}
+
+#[test]
+fn parts_that_the_lstm_and_the_layer_do_not_share_are_refused() {
+    let mut rng = Rng::new(8);
+    let rich = rich_layer(&mut rng, [3, 4, 2], 0.0);
+    let unnormed = Layer { layer_norm: None, ..rich.clone() };
+    let unpeeped = Layer { peephole: None, ..unnormed.clone() };
+    let plain = random_layer(&mut rng, 3, 4, 0.0);
+    let config = LstmConfig::new(3, 4);
+    let projected = config.clone().with_projection(2);
+    for (config, layer, wanted) in [
+        (&config, &unpeeped, "tensor `weight_hr_l0`: the LSTM was declared without a projection, the layer has one"),
+        (&projected, &plain, "tensor `weight_hr_l0`: the LSTM was declared with a projection, the layer has none"),
+        (&projected, &unnormed, "tensor `weight_peephole_l0`: the LSTM was declared without peepholes, the layer has"),
+        (
+            &projected.clone().with_peephole(),
+            &rich,
+            "tensor `layer_norm_l0`: the LSTM was declared without a layer norm",
+        ),
+        (
+            &config.clone().with_layer_norm(0.0),
+            &plain,
+            "tensor `layer_norm_l0`: the LSTM was declared with a layer norm",
+        ),
+        (
+            &config.clone().with_projection(3),
+            &unpeeped,
+            "tensor `weight_hh_l0`: is declared as [16, 3], the layer has [16,",
+        ),
+        (
+            &projected.clone().with_bias(Bias::None),
+            &unpeeped,
+            "tensor `bias_ih_l0`: the LSTM was declared without biases",
+        ),
+    ] {
+        let mut parameters = Parameters::new();
+        let lstm = config.declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+        let before = parameters.clone();
+        let error = layer.store(&mut parameters, &lstm, (0, Direction::Forward)).unwrap_err().to_string();
+        assert!(error.starts_with(wanted), "{error}");
+        check_message(&error);
+        assert_eq!(parameters, before);
+    }
+    for wrong in [
+        Layer { projection: Some((2, vec![0.0; 7])), ..rich.clone() },
+        Layer { peephole: Some(vec![0.0; 11]), ..rich.clone() },
+        Layer { layer_norm: Some(vec![0.0; 20]), ..rich.clone() },
+        Layer { projection: Some((0, vec![])), weight_hh: vec![], ..rich.clone() },
+        Layer { projection: None, ..rich.clone() },
+    ] {
+        assert!(all_layouts().iter().all(|layout| layout.write(std::slice::from_ref(&wrong)).is_err()));
+    }
+    // peepholes that the layer lacks are zeros
+    let mut parameters = Parameters::new();
+    let lstm = projected.with_peephole().declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+    unpeeped.store(&mut parameters, &lstm, (0, Direction::Forward)).unwrap();
+    assert_eq!(parameters.get("weight_peephole_l0").unwrap(), [0.0; 12]);
+}
+
+#[test]
+fn one_bias_vector_takes_the_sum_and_loses_nothing() {
+    let mut rng = Rng::new(3);
+    let layer = random_layer(&mut rng, 3, 4, 0.0);
+    let [ih, hh] = layer.bias.clone().unwrap();
+    let at = (0, Direction::Forward);
+    let mut one = Parameters::new();
+    let lstm = LstmConfig::new(3, 4).with_bias(Bias::One).declare(&mut one, "lstm", &mut Rng::new(1)).unwrap();
+    let mut two = Parameters::new();
+    let wide = LstmConfig::new(3, 4).declare(&mut two, "lstm", &mut Rng::new(1)).unwrap();
+    layer.store(&mut two, &wide, at).unwrap();
+    let file = Weights::from_bytes(&weights::to_bytes(&two, &Export::new().with_f64()).unwrap()).unwrap();
+    let before = one.clone();
+    let error = file.import(&mut one, &Import::new()).unwrap_err().to_string();
+    let wanted = "tensor `lstm.bias_hh_l0`: is taken by no parameter: one bias vector was declared";
+    assert!(error.starts_with(wanted), "{error}");
+    assert_eq!(one, before);
+    let report = file.import(&mut one, &Import::new().with_unused()).unwrap().to_string();
+    assert!(report.contains("unused  lstm.bias_hh_l0") && report.contains("bias: one vector\n"), "{report}");
+    let arrays = Layout::PyTorch.write(std::slice::from_ref(&layer)).unwrap();
+    let cell = Weights::from_bytes(&weights::arrays_to_bytes(&arrays, &Export::new().with_f64()).unwrap()).unwrap();
+    let report = cell.import_layer(&mut one, &lstm, at, Layout::PyTorch, &Import::new()).unwrap().to_string();
+    assert!(report.contains("bias: two vectors, added into bias_ih"), "{report}");
+    let sums: Vec<f64> = ih.iter().zip(&hh).map(|(a, b)| a + b).collect();
+    assert_eq!(one.get("lstm.bias_ih_l0").unwrap(), sums);
+    assert_eq!(layout::get(&one, &lstm, at, "b_f").unwrap(), sums[4..8]);
+    layout::set(&mut one, &lstm, at, "b_f", &[0.0; 4]).unwrap();
+
+    // saved with one vector, surveyed and read with one
+    let bytes = weights::to_bytes(&one, &Export::new()).unwrap();
+    let file = Weights::from_bytes(&bytes).unwrap();
+    let found = file.survey().lstms.remove(0);
+    assert_eq!(found.config().unwrap(), lstm.config);
+    file.import(&mut one, &Import::new()).unwrap();
+    let lone = [&arrays[..3], &[]].concat();
+    assert_eq!(Layout::PyTorch.read(&lone).unwrap()[0].bias, Some([ih, vec![0.0; 16]]));
+}
+
+#[test]
+fn a_projected_lstm_of_pytorch_computes_what_pytorch_computed() {
+    let open = |part: &str| Weights::open(format!("{FIXTURES}/pytorch/s05_proj_l2.{part}.safetensors")).unwrap();
+    let (read, io) = (open("weights"), open("io"));
+    let found = read.survey().lstms.remove(0);
+    assert_eq!((found.projection, &found.hidden_sizes[..]), (Some(5), &[12, 12][..]));
+    assert!(read.survey().to_string().contains("  projection to 5\n"));
+    let mut parameters = Parameters::new();
+    let lstm = found.config().unwrap().declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+    assert!(read.import(&mut parameters, &Import::new()).unwrap().is_complete());
+    let mut state = Vec::new();
+    if io.get("h0").is_some() {
+        let (h, c) = (io.values("h0").unwrap(), io.values("c0").unwrap());
+        for (h, c) in h.chunks_exact(h.len() / 2).zip(c.chunks_exact(c.len() / 2)) {
+            state.extend([h.to_vec(), c.to_vec()]);
+        }
+    }
+    let shape = io.get("input").unwrap().shape().to_vec();
+    let output = run(&parameters, &lstm, &io.values("input").unwrap(), &shape, &state);
+    close(&output, &io.values("output").unwrap());
+}
+
+#[test]
+fn a_layer_norm_lstm_of_tensorflow_computes_what_it_should() {
+    let open = |part: &str| Weights::open(format!("{FIXTURES}/pytorch/n01_ln_h4.{part}.safetensors")).unwrap();
+    let (read, io) = (open("weights"), open("io"));
+    let survey = read.survey();
+    assert!(survey.broken.is_empty(), "{survey}");
+    let found = survey.lstms[0].clone();
+    let tensorflow = Layout::TensorFlow { forget_bias: 1.0 };
+    assert_eq!((found.layout, found.input_size, found.bias, found.layer_norm), (tensorflow, 3, Bias::None, true));
+    assert_eq!(found.config().unwrap().layer_norm, Some(1e-12));
+    assert!(survey.to_string().contains("1e-12 is assumed"), "{survey}");
+    let state = ["h0", "c0"].map(|name| io.values(name).unwrap());
+    let (x, at) = (io.values("input").unwrap(), (0, Direction::Forward));
+    // as TensorFlow has it, and with the forget bias in the shift
+    for forget_bias in [1.0, 0.0] {
+        let mut parameters = Parameters::new();
+        let config = found.config().unwrap().with_forget_bias(forget_bias);
+        let lstm = config.declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+        let report = read.import_layer(&mut parameters, &lstm, at, tensorflow, &Import::new()).unwrap();
+        let text = report.to_string();
+        assert!(report.is_complete() && text.contains("kernel [7, 16] F32 -> weight_ih_l0, weight_hh_l0; gates i,j"));
+        let wanted =
+            "beta_forget [4] F32 -> layer_norm_l0; gates f; bias: the forget bias stands outside of this shift";
+        assert!(text.contains(wanted), "{text}");
+        assert_eq!(parameters.get("layer_norm_l0").unwrap()[24..28], [1.0 - forget_bias; 4]);
+        close(&run(&parameters, &lstm, &x, &[5, 2, 3], &state), &io.values("output").unwrap());
+        // a checkpoint's own names, with the number of the output
+        let layer = Layer::from_parameters(&parameters, &lstm, at).unwrap();
+        let mut arrays = tensorflow.write(&[layer]).unwrap();
+        for array in &mut arrays {
+            if let Some((kind, gate)) = array.name.clone().split_once('_') {
+                array.name = format!("{gate}/{kind}:0");
+            }
+        }
+        let bytes = weights::arrays_to_bytes(&arrays, &Export::new().with_prefix("rnn/cell/").with_f64()).unwrap();
+        let checkpoint = Weights::from_bytes(&bytes).unwrap();
+        assert!(checkpoint.get("rnn/cell/transform/gamma:0").is_some());
+        assert!(checkpoint.survey().lstms[0].layer_norm);
+        let mut again = Parameters::new();
+        config.declare(&mut again, "", &mut Rng::new(2)).unwrap();
+        let import = Import::new().with_prefix("rnn/cell/");
+        checkpoint.import_layer(&mut again, &lstm, at, tensorflow, &import).unwrap();
+        assert_eq!(again, parameters);
+    }
 }
 
 #[test]
@@ -783,6 +1097,94 @@ fn deep_breathe_layers_compute_what_the_series_computed() {
             close(&output[step * 5..][..5], &wanted.values);
         }
     }
+}
+
+#[test]
+fn deep_breathes_names_of_parts_are_read() {
+    for (name, parts) in [("indep_layernorm_lstm", 11), ("indep_peephole_proj_lstm", 6)] {
+        let text = std::fs::read_to_string(format!("{FIXTURES}/deep-breathe/{name}.json")).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let arrays = golden["params"].as_object().unwrap().iter().filter(|(name, _)| name.starts_with("fw.0."));
+        let arrays: Vec<Array> = arrays
+            .map(|(name, tensor)| Array {
+                name: name.clone(),
+                shape: tensor["shape"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect(),
+                values: tensor["data"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect(),
+            })
+            .collect();
+        assert_eq!(arrays.len(), parts);
+        let bytes = weights::arrays_to_bytes(&arrays, &Export::new().with_f64()).unwrap();
+        let read = Weights::from_bytes(&bytes).unwrap();
+        let found = read.survey().lstms.remove(0);
+        let layout = Layout::DeepBreathe { forget_bias: 1.0 };
+        assert_eq!((found.layout, found.input_size, found.hidden_sizes[0]), (layout, 6, 5));
+        assert_eq!(
+            (found.layer_norm, found.peepholes, found.projection.is_some()),
+            (parts == 11, parts == 6, parts == 6)
+        );
+        let mut config = found.config().unwrap();
+        if parts == 6 {
+            config = config.with_cell_clip(0.5).with_proj_clip(0.25);
+        }
+        let mut parameters = Parameters::new();
+        let lstm = config.declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+        let at = (0, Direction::Forward);
+        read.import_layer(&mut parameters, &lstm, at, layout, &Import::new().with_prefix("fw.0")).unwrap();
+        let data = |path: &str| -> Vec<f64> {
+            let list = golden.pointer(path).unwrap_or_else(|| panic!("{path}"))["data"].as_array().unwrap();
+            list.iter().map(|v| v.as_f64().unwrap()).collect()
+        };
+        let x = swap(&data("/inputs/x"), [2, 4, 6]);
+        let state = ["/inputs/initial_state/fw.0.h0", "/inputs/initial_state/fw.0.c0"].map(data);
+        let output = run(&parameters, &lstm, &x, &[4, 2, 6], &state);
+        let outputs = output.len() / 8;
+        let wanted = data("/expected/outputs");
+        assert!(output.iter().zip(swap(&wanted, [2, 4, outputs])).all(|(a, b)| (a - b).abs() < 1e-11), "{name}");
+    }
+}
+
+#[test]
+fn gradients_of_every_part_are_read() -> Result<()> {
+    let config = LstmConfig { peephole: true, ..LstmConfig::new(3, 4) }.with_layer_norm(1e-3).with_projection(2);
+    let mut parameters = Parameters::new();
+    let lstm = config.with_bias(Bias::One).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+    let at = (0, Direction::Forward);
+    let mut rng = Rng::new(9);
+    let (x, wanted) = (rng.vector(4 * 2 * 3, 1.0), rng.vector(4 * 2 * 2, 1.0));
+    let loss_of = |parameters: &Parameters| -> Result<(f64, Workspace)> {
+        let mut rec = Recorder::new(parameters);
+        let (input, target) = (rec.input("x", &[4, 2, 3])?, rec.input("wanted", &[4, 2, 2])?);
+        let output = lstm.record(&mut rec, &input, None)?.output;
+        let loss = loss::mean_squared_error(&mut rec, "loss", &output, &target)?;
+        rec.backward(&loss)?;
+        SgdConfig::new(0.0).record(&mut rec)?;
+        let mut workspace = Workspace::new(&Device::reference(), rec.finish(), parameters)?;
+        workspace.write(&input, &x)?;
+        workspace.write(&target, &wanted)?;
+        workspace.run()?;
+        Ok((workspace.scalar(&loss)?, workspace))
+    };
+    let (_, mut workspace) = loss_of(&parameters)?;
+    for name in TEXTBOOK.iter().chain(&PARTS) {
+        let gradient = layout::gradient(&mut workspace, &lstm, at, name)?;
+        let values = layout::get(&parameters, &lstm, at, name)?;
+        assert_eq!(gradient.len(), values.len());
+        for element in 0..values.len() {
+            let nudged = |by: f64| -> Result<f64> {
+                let (mut copy, mut values) = (parameters.clone(), values.clone());
+                values[element] += by;
+                layout::set(&mut copy, &lstm, at, name, &values)?;
+                Ok(loss_of(&copy)?.0)
+            };
+            let difference = (nudged(1e-5)? - nudged(-1e-5)?) / 2e-5;
+            assert!((gradient[element] - difference).abs() < 1e-8, "{name}: {} {difference}", gradient[element]);
+        }
+    }
+    let plain = LstmConfig::new(3, 4).declare(&mut Parameters::new(), "lstm", &mut Rng::new(1))?;
+    let mut bare = Parameters::new();
+    plain.config.declare(&mut bare, "lstm", &mut Rng::new(1))?;
+    assert!(PARTS.iter().all(|name| layout::get(&bare, &plain, at, name).is_err()));
+    Ok(())
 }
 
 #[test]
@@ -870,7 +1272,7 @@ fn the_survey_tells_lstms_from_what_looks_like_them() {
     let (lstms, broken) = survey(&[("weight_ih_l1", &[8, 3]), ("weight_hh_l1", &[8, 2])]);
     assert!(lstms.is_empty() && broken.len() == 1);
     let (lstms, broken) = survey(&[("c.weight_ih", &[8, 3]), ("c.weight_hh", &[8, 2]), ("dense.kernel", &[9, 8])]);
-    assert!(broken.is_empty() && lstms.len() == 1 && !lstms[0].bias && lstms[0].prefix == "c.");
+    assert!(broken.is_empty() && lstms.len() == 1 && lstms[0].bias == Bias::None && lstms[0].prefix == "c.");
     let (lstms, _) = survey(&[("rnn/basic_lstm_cell/kernel", &[5, 8]), ("rnn/basic_lstm_cell/bias", &[8])]);
     assert_eq!((lstms[0].input_size, lstms[0].hidden_sizes.as_slice()), (3, &[2][..]));
     assert_eq!(lstms[0].config().unwrap().forget_bias, 1.0);
@@ -887,6 +1289,61 @@ fn the_survey_tells_lstms_from_what_looks_like_them() {
         ("weight_hh_l1_reverse", &[8, 2]),
     ];
     assert_eq!(survey(&stacks).0[0].join, Some(Join::Stacks));
+
+    let (lstms, broken) = survey(&[
+        ("rnn/lstm_cell/kernel", &[6, 16]),
+        ("rnn/lstm_cell/bias", &[16]),
+        ("rnn/lstm_cell/projection/kernel", &[4, 2]),
+        ("rnn/dense/kernel", &[9, 7]),
+        ("decoder/kernel", &[6, 16]),
+        ("decoder/projection/kernel", &[3, 2]),
+        ("decoder/output/gamma", &[4]),
+    ]);
+    assert!(broken.is_empty() && lstms.len() == 1, "{lstms:?} {broken:?}");
+    assert_eq!((lstms[0].input_size, lstms[0].projection, lstms[0].bias), (4, Some(2), Bias::One));
+    let ih: (&str, &[usize]) = ("weight_ih_l0", &[8, 3]);
+    let hh: (&str, &[usize]) = ("weight_hh_l0", &[8, 2]);
+    for (extra, wanted) in [
+        (("weight_peephole_l0", &[8][..]), "shape is not [6]"),
+        (("layer_norm_l0", &[20]), "shape is not [2, 10]"),
+        (("layer_norm_l1", &[2, 10]), "layers or directions are missing: 1 layers are whole"),
+        (("weight_hr_l0", &[1, 2]), "shape does not fit"),
+    ] {
+        let (lstms, broken) = survey(&[ih, hh, extra]);
+        assert!(lstms.is_empty() && broken[0].1 == wanted, "{broken:?}");
+    }
+    let (lstms, broken) = survey(&[("cell/kernel", &[5, 8]), ("cell/gamma_input", &[2])]);
+    assert!(lstms.is_empty() && broken[0].1.contains("is missing, others of its kind are there"), "{broken:?}");
+    let mut norm: Vec<(String, [usize; 1])> = vec![("cell/bias".into(), [8])];
+    for gate in ["input", "forget", "transform", "output", "state"] {
+        norm.extend([(format!("cell/gamma_{gate}"), [2]), (format!("cell/beta_{gate}"), [2])]);
+    }
+    let mut tensors: Vec<(&str, &[usize])> = norm.iter().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
+    tensors.push(("cell/kernel", &[5, 8]));
+    let (lstms, broken) = survey(&tensors);
+    assert!(lstms.is_empty() && broken[0].1 == "a layer norm stands in the place of the biases", "{broken:?}");
+
+    // a stack with everything that has a name of ours
+    for join in [None, Some(Join::Layers), Some(Join::Stacks)] {
+        let size = if join == Some(Join::Layers) { 3 } else { 6 };
+        let config =
+            LstmConfig::new(6, size).with_layers(3).with_bias(Bias::One).with_layer_norm(1e-12).with_peephole();
+        let config = LstmConfig { bidirectional: join, ..config };
+        for config in [config.clone(), config.clone().with_projection(size)] {
+            for config in [config.clone(), config.with_connection(Connection::Highway)] {
+                let mut parameters = Parameters::new();
+                // a highway in two directions, joined, goes around 2H columns: not this one
+                if config.declare(&mut parameters, "", &mut Rng::new(1)).is_err() {
+                    continue;
+                }
+                let bytes = weights::to_bytes(&parameters, &Export::new()).unwrap();
+                let weights = Weights::from_bytes(&bytes).unwrap();
+                let survey = weights.survey();
+                assert!(survey.broken.is_empty(), "{survey}");
+                assert_eq!(survey.lstms[0].config().unwrap(), config);
+            }
+        }
+    }
 }
 
 /// `load_state_dict(strict=True)` takes our file, and PyTorch computes the same output from it.

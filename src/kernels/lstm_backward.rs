@@ -28,7 +28,7 @@ use super::recurrence::{
 };
 use crate::error::Result;
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, first_that_suits, fold, reads, writes};
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Scratch, Shader, first_that_suits, fold, reads, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::tile;
@@ -182,6 +182,7 @@ impl Kernel for LstmBackward {
     ];
     const FIELDS: &'static [&'static str] = Variant::FIELDS;
     const FLOATS: &'static [&'static str] = Variant::FLOATS;
+    const PACKS: &'static [usize] = &[0, 8];
 
     fn shaders() -> &'static [Shader<Self>] {
         &[
@@ -372,7 +373,7 @@ impl Kernel for LstmBackward {
         }
     }
 
-    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>) {
+    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Scratch<T>) {
         let s = Slots::new(operands);
         let k = &self.0;
         let [_, batch, hidden, outputs] = k.sizes();
@@ -382,12 +383,14 @@ impl Kernel for LstmBackward {
         let to_units = if k.has(PROJECTION) { hidden.next_multiple_of(width) } else { 0 };
         let inner = if k.has(PROJECTION) { outputs } else { 0 };
         let sizes = [GATES * hidden * to_outputs, outputs * to_units, batch * GATES * hidden];
-        let memory = tile::aligned(scratch, sizes.iter().sum::<usize>() + batch * inner);
-        let (panels, rest) = memory.split_at_mut(sizes[0]);
-        let (output_panels, rest) = rest.split_at_mut(sizes[1]);
-        let (x, y) = rest.split_at_mut(sizes[2]);
-        pack_columns(panels, width, s.weight_hh, outputs);
-        pack_columns(output_panels, width, s.weight_hr, hidden);
+        let packed = tile::aligned(&mut scratch.packed, sizes[0] + sizes[1]);
+        let (panels, output_panels) = packed.split_at_mut(sizes[0]);
+        let memory = tile::aligned(&mut scratch.memory, sizes[2] + batch * inner);
+        let (x, y) = memory.split_at_mut(sizes[2]);
+        if !scratch.is_packed {
+            pack_columns(panels, width, s.weight_hh, outputs);
+            pack_columns(output_panels, width, s.weight_hr, hidden);
+        }
         let (panels, output_panels) = (&*panels, &*output_panels);
         let groups = tile::row_groups(batch, self.flops());
         let mut dgates = tile::split_rows(s.dgates, batch, GATES * hidden, &groups).into_iter();

@@ -16,7 +16,7 @@
 use super::recurrence::{self, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Recurrence, Variant};
 use crate::error::Result;
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Shader, first_that_suits, fold, reads, tokens, writes};
+use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Scratch, Shader, first_that_suits, fold, reads, tokens, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::tile;
@@ -106,6 +106,7 @@ impl Kernel for LstmForward {
     ];
     const FIELDS: &'static [&'static str] = Variant::FIELDS;
     const FLOATS: &'static [&'static str] = Variant::FLOATS;
+    const PACKS: &'static [usize] = &[0, 8];
 
     fn shaders() -> &'static [Shader<Self>] {
         &[
@@ -281,7 +282,7 @@ impl Kernel for LstmForward {
         }
     }
 
-    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>) {
+    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Scratch<T>) {
         let s = Slots::new(operands);
         let k = &self.0;
         let [_, batch, hidden, outputs] = k.sizes();
@@ -289,23 +290,19 @@ impl Kernel for LstmForward {
         let units = hidden.next_multiple_of(lanes);
         let projected = if k.has(PROJECTION) { outputs.next_multiple_of(4 * lanes) } else { 0 };
         let inner = if k.has(PROJECTION) { hidden } else { 0 };
-        let memory = tile::aligned(scratch, outputs * GATES * units + hidden * projected + batch * (outputs + inner));
-        let (panels, rest) = memory.split_at_mut(outputs * GATES * units);
-        let (output_panels, rest) = rest.split_at_mut(hidden * projected);
-        let (x, y) = rest.split_at_mut(batch * outputs);
-        // [panel][k][gate][lane]
-        for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
-            tile::pack(panel, GATES * lanes, |v| {
-                let (gate, unit) = (v / lanes, p * lanes + v % lanes);
-                (unit < hidden).then(|| &s.weight_hh[(gate * hidden + unit) * outputs..][..outputs])
-            });
-        }
-        // [panel][k][4 lanes]
-        for (p, panel) in output_panels.chunks_exact_mut(hidden * 4 * lanes).enumerate() {
-            tile::pack(panel, 4 * lanes, |v| {
-                let output = p * 4 * lanes + v;
-                (output < outputs).then(|| &s.weight_hr[output * hidden..][..hidden])
-            });
+        let packed = tile::aligned(&mut scratch.packed, outputs * GATES * units + hidden * projected);
+        let (panels, output_panels) = packed.split_at_mut(outputs * GATES * units);
+        let memory = tile::aligned(&mut scratch.memory, batch * (outputs + inner));
+        let (x, y) = memory.split_at_mut(batch * outputs);
+        if !scratch.is_packed {
+            // [panel][k][gate][lane]
+            for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
+                tile::pack(panel, GATES * lanes, |v| {
+                    let (gate, unit) = (v / lanes, p * lanes + v % lanes);
+                    (unit < hidden).then(|| &s.weight_hh[(gate * hidden + unit) * outputs..][..outputs])
+                });
+            }
+            tile::pack_rows(output_panels, 4 * lanes, hidden, outputs, |output| &s.weight_hr[output * hidden..]);
         }
         let (panels, output_panels) = (&*panels, &*output_panels);
         let groups = tile::row_groups(batch, self.flops());

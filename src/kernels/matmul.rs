@@ -12,10 +12,13 @@
 //! | yes | yes | `[k,m]` | `[n,k]` | for completeness |
 
 use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{AdapterClass, Binding, Extent, Kernel, Operand, Shader, fold, parameters, reads, sized, writes};
+use crate::float::{Float, Vectorized};
+use crate::kernel::{AdapterClass, Binding, Extent, Kernel, Operand, Scratch, Shader, fold, parameters, reads, sized, writes};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
+use crate::tile;
+use rayon::prelude::*;
+use std::ops::Range;
 
 parameters! {
     /// Parameters of `matmul`. Element (m, k) of a lies at `a_offset + m a_row + k a_column`; b likewise.
@@ -121,6 +124,7 @@ impl Kernel for Matmul {
     const BINDINGS: &'static [Binding] = &[reads("a"), reads("b"), reads("bias"), reads("second_bias"), writes("c")];
     const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
     const VIEWS: bool = true;
+    const PACKS: &'static [usize] = &[1];
 
     fn shaders() -> &'static [Shader<Self>] {
         &[
@@ -195,7 +199,7 @@ impl Kernel for Matmul {
         }
     }
 
-    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], _scratch: &mut Vec<T>) {
+    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Scratch<T>) {
         let [Operand::Read(a), Operand::Read(b), Operand::Read(first), Operand::Read(second), Operand::Write(c)] =
             operands
         else {
@@ -211,8 +215,85 @@ impl Kernel for Matmul {
             }
             read_c = true;
         }
+        if self.a_column == 1 && self.b_row == 1 && (self.a_row == self.k || self.m == 1) {
+            return self.by_rows(&a[self.a_offset as usize..][..m * k], &b[self.b_offset as usize..], c, read_c, scratch);
+        }
         let strides = [self.a_row, self.a_column, self.b_row, self.b_column].map(|s| s as usize);
         product([m, n, k], &a[self.a_offset as usize..], &b[self.b_offset as usize..], c, strides, read_c);
+    }
+}
+
+impl Matmul {
+    /// The form `x W^T`: one row of c at a time from one row of x, in one order of summation whatever else is in
+    /// the batch. So a step of a stream gives the bits that a run over the whole sequence gives.
+    fn by_rows<T: Float>(&self, x: &[T], w: &[T], c: &mut [T], read_c: bool, scratch: &mut Scratch<T>) {
+        let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
+        let width = 4 * tile::lanes::<T>();
+        let panels = tile::aligned(&mut scratch.packed, n.next_multiple_of(width) * k);
+        if !scratch.is_packed {
+            tile::pack_rows(panels, width, k, n, |row| &w[row * self.b_column as usize..]);
+        }
+        let panels = &*panels;
+        // rows that stay in the second cache, and no fewer tasks than threads where there is work for them
+        let threads = if m * n * k > 1 << 18 { rayon::current_num_threads() } else { 1 };
+        let rows = m.div_ceil(threads).min(96);
+        let free = tile::aligned(&mut scratch.memory, m * k);
+        let task = |((x, free), c)| T::vectorize(RowsOf { n, k, x, free, panels, c, read_c });
+        match threads {
+            1 => x.chunks(rows * k).zip(free.chunks_mut(rows * k)).zip(c.chunks_mut(rows * n)).for_each(task),
+            _ => x
+                .par_chunks(rows * k)
+                .zip(free.par_chunks_mut(rows * k))
+                .zip(c.par_chunks_mut(rows * n))
+                .for_each(task),
+        }
+    }
+}
+
+/// Some rows of a product `x W^T`.
+struct RowsOf<'a, T> {
+    n: usize,
+    k: usize,
+    x: &'a [T],
+    /// For x, interleaved.
+    free: &'a mut [T],
+    /// W as `[panel][k][4 N]`.
+    panels: &'a [T],
+    c: &'a mut [T],
+    read_c: bool,
+}
+
+impl<T: Float> Vectorized for RowsOf<'_, T> {
+    #[inline(always)]
+    fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
+        tile::interleave(self.x, self.k, R, self.free);
+        for p in 0..self.n.div_ceil(4 * N) {
+            for rows in tile::blocks(self.x.len() / self.k, R) {
+                tile::with_rows!(rows.len(), self.block::<N, FMA>(p, rows.clone()));
+            }
+        }
+    }
+}
+
+impl<T: Float> RowsOf<'_, T> {
+    #[inline(always)]
+    fn block<const N: usize, const R: usize, const FMA: bool>(&mut self, p: usize, rows: Range<usize>) {
+        let panel = &self.panels[p * self.k * 4 * N..][..self.k * 4 * N];
+        let sums = tile::multiply::<T, N, R, FMA>(&self.free[rows.start * self.k..rows.end * self.k], panel);
+        for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
+            let column = (p * 4 + v) * N;
+            if column < self.n {
+                let c = &mut self.c[(rows.start + r) * self.n + column..];
+                let mut sum = sums[r][v];
+                if self.read_c {
+                    let before: [T; N] = tile::load(c, self.n - column);
+                    for lane in 0..N {
+                        sum[lane] = before[lane] + sum[lane];
+                    }
+                }
+                tile::store(&sum, c, self.n - column);
+            }
+        }
     }
 }
 

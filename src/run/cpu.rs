@@ -3,8 +3,8 @@
 use super::Counters;
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::kernel::{Access, Operand, Operation};
-use crate::plan::{Kind, Plan, Slot, SlotId, Storage, Tensor};
+use crate::kernel::{Access, Operand, Operation, Scratch};
+use crate::plan::{Kind, Plan, Slot, SlotId, Step, Storage, Tensor};
 use std::ops::Range;
 
 /// The memory of a plan, and scratch that kernels keep between runs.
@@ -14,7 +14,12 @@ pub(super) struct Memory<T> {
     tokens: Vec<Vec<u32>>,
     parameters: Vec<T>,
     gradients: Vec<T>,
-    scratch: Vec<T>,
+    scratch: Scratch<T>,
+    /// For each step: the version of the parameters its packed operands are of, 0 for none, and these.
+    packed: Vec<(u64, Vec<T>)>,
+    /// Whether a step may keep what it packed until the parameters are written.
+    keeps: Vec<bool>,
+    version: u64,
     counters: Counters,
     /// Bytes of slots and blocks; the scratch is added when asked.
     bytes: u64,
@@ -44,12 +49,19 @@ impl<T: Float> Memory<T> {
         let floats = own.iter().map(Vec::len).sum::<usize>() + parameters.len() + gradients.len();
         let bytes = floats * size_of::<T>() + tokens.iter().map(Vec::len).sum::<usize>() * 4;
         let counters = Counters::default();
-        Ok(Memory { own, tokens, parameters, gradients, scratch: Vec::new(), counters, bytes: bytes as u64, twins })
+        let parameter = |id: &Option<SlotId>| id.is_none_or(|id| matches!(plan.slot(id).storage, Storage::Parameters(_)));
+        let trains = plan.steps().iter().flat_map(|step| step.written()).any(|id| parameter(&Some(id)));
+        let constant = |step: &Step| step.operation.packs().iter().all(|at| parameter(&step.operands[*at]));
+        let keeps = plan.steps().iter().map(|step| !trains && constant(step)).collect();
+        let packed = plan.steps().iter().map(|_| (0, Vec::new())).collect();
+        let (scratch, bytes) = (Scratch::default(), bytes as u64);
+        Ok(Memory { own, tokens, parameters, gradients, scratch, packed, keeps, version: 1, counters, bytes, twins })
     }
 
     pub fn counters(&self) -> Counters {
-        let scratch = (self.scratch.capacity() * size_of::<T>()) as u64;
-        Counters { bytes_allocated: self.bytes + scratch, ..self.counters }
+        let packed = self.packed.iter().map(|(_, values)| values.capacity()).sum::<usize>();
+        let scratch = self.scratch.memory.capacity() + self.scratch.packed.capacity() + packed;
+        Counters { bytes_allocated: self.bytes + (scratch * size_of::<T>()) as u64, ..self.counters }
     }
 
     pub fn read(&self, plan: &Plan, from: &Tensor) -> &[T] {
@@ -64,7 +76,10 @@ impl<T: Float> Memory<T> {
     pub fn write<S: Float>(&mut self, plan: &Plan, to: &Tensor, values: &[S]) {
         let (buffer, start) = match plan.slot(to.slot).storage {
             Storage::Own => (&mut self.own[to.slot.0], 0),
-            Storage::Parameters(at) => (&mut self.parameters, at),
+            Storage::Parameters(at) => {
+                self.version += 1;
+                (&mut self.parameters, at)
+            }
             Storage::Gradients(at) => (&mut self.gradients, at),
         };
         let to = &mut buffer[start + to.offset..][..values.len()];
@@ -76,6 +91,7 @@ impl<T: Float> Memory<T> {
     }
 
     pub fn write_parameters(&mut self, block: &[f64]) {
+        self.version += 1;
         self.parameters.iter_mut().zip(block).for_each(|(to, value)| *to = T::of(*value));
     }
 
@@ -97,7 +113,8 @@ impl<T: Float> Memory<T> {
     where
         Self: Execute<T>,
     {
-        for step in &plan.steps()[steps] {
+        for index in steps {
+            let step = &plan.steps()[index];
             let bindings = step.operation.bindings();
             // A written buffer is bound once (the recorder checks it), so it can be taken out for the step.
             let mut taken: Vec<Vec<T>> = Vec::with_capacity(bindings.len());
@@ -108,6 +125,10 @@ impl<T: Float> Memory<T> {
                 });
             }
             let mut scratch = std::mem::take(&mut self.scratch);
+            if self.keeps[index] {
+                std::mem::swap(&mut scratch.packed, &mut self.packed[index].1);
+            }
+            scratch.is_packed = self.keeps[index] && self.packed[index].0 == self.version;
             let mut operands = Vec::with_capacity(bindings.len());
             for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(&mut taken) {
                 let Some(id) = id else {
@@ -131,6 +152,10 @@ impl<T: Float> Memory<T> {
             }
             Self::execute(&*step.operation, &mut operands, &mut scratch, self.twins);
             drop(operands);
+            if self.keeps[index] {
+                std::mem::swap(&mut scratch.packed, &mut self.packed[index].1);
+                self.packed[index].0 = self.version;
+            }
             self.scratch = scratch;
             for ((binding, id), buffer) in bindings.iter().zip(&step.operands).zip(taken) {
                 if let (Access::Write, Some(id)) = (binding.access, id) {
@@ -144,17 +169,17 @@ impl<T: Float> Memory<T> {
 
 /// Picks the form of an [`Operation`].
 pub(super) trait Execute<T> {
-    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, T>], scratch: &mut Vec<T>, twins: bool);
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, T>], scratch: &mut Scratch<T>, twins: bool);
 }
 
 impl Execute<f32> for Memory<f32> {
-    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f32>], scratch: &mut Vec<f32>, _twins: bool) {
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f32>], scratch: &mut Scratch<f32>, _twins: bool) {
         operation.execute_f32(operands, scratch);
     }
 }
 
 impl Execute<f64> for Memory<f64> {
-    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f64>], scratch: &mut Vec<f64>, twins: bool) {
+    fn execute(operation: &dyn Operation, operands: &mut [Operand<'_, f64>], scratch: &mut Scratch<f64>, twins: bool) {
         match twins {
             true => operation.twin_f64(operands),
             false => operation.execute_f64(operands, scratch),

@@ -1,15 +1,29 @@
 //! LSTM layers step by step, under the names of the Deep-Breathe series and its equations.
+//!
+//! The formulas are those of the series' cell, without options; those of the others are in
+//! [`kernels::recurrence`](crate::kernels::recurrence). With options too, every value is what its name says:
+//!
+//! ```text
+//! projection    h, dHt and dh_next have P columns
+//! clip of h     dHt is that of h before the clip
+//! dropout       g is before the mask
+//! layer norm    gradients of gates are those before gain, shift and norm
+//! lengths       past the end dHX is 0; dh_next and dc_next are dHt and dCt
+//! dc_next       is not formed with a layer norm, peepholes or a clip of c, with which it is more than dCt * ft
+//! ```
 
 use crate::error::{Error, Result};
-use crate::kernels::recurrence::GATES;
-use crate::plan::{Cell, Direction, Phase, Tensor};
+use crate::kernel::Kernel;
+use crate::kernels::lstm_backward::LstmBackward;
+use crate::kernels::recurrence::{CELL_CLIP, GATES, LENGTHS, NORM, PEEPHOLE};
+use crate::plan::{Cell, Direction, Phase, Plan, Step, Tensor};
 use crate::run::Workspace;
 use ndarray::{Array2, Array3, Axis, Ix2, Ix3, s};
 
 /// A name of the literature, its formula, and the numbers `[B, width]`.
 pub type Named<'a> = (&'static str, &'static str, &'a Array2<f64>);
 
-/// h and c, or their gradients, each `[B, H]`.
+/// h and c, or their gradients, each `[B, H]`; with a projection h is `[B, P]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesState {
     /// Hidden state.
@@ -41,14 +55,15 @@ pub struct SeriesGradients {
     pub dx: Array2<f64>,
     /// `dh_next [B, H]`: the last H columns of dHX, handed to the step worked on before.
     pub dh_next: Array2<f64>,
-    /// `dc_next [B, H]`: handed to c of the step worked on before.
-    pub dc_next: Array2<f64>,
+    /// `dc_next [B, H]`: handed to c of the step worked on before; `None` with a layer norm, peepholes or a clip of
+    /// c, where it is more than its formula.
+    pub dc_next: Option<Array2<f64>>,
 }
 
 impl SeriesGradients {
-    /// All of them with name and formula, in the order in which they are computed.
-    pub fn named(&self) -> [Named<'_>; 10] {
-        [
+    /// All of them with name and formula (that of a cell without options), in the order in which they are computed.
+    pub fn named(&self) -> Vec<Named<'_>> {
+        let mut named = vec![
             ("dHt", "dE/dht from above + dh_next of the step after", &self.dht),
             ("dOt", "dHt * tanh(ct) * ot * (1 - ot)", &self.dot),
             ("dCt", "dHt * ot * (1 - tanh(ct)^2) + dc_next of the step after", &self.dct),
@@ -58,12 +73,13 @@ impl SeriesGradients {
             ("dHX", "Wf^T dFt + Wi^T dIt + Wc^T dCproj + Wo^T dOt", &self.dhx),
             ("dx", "dHX, columns of x", &self.dx),
             ("dh_next", "dHX, columns of ht_prev", &self.dh_next),
-            ("dc_next", "dCt * ft", &self.dc_next),
-        ]
+        ];
+        named.extend(self.dc_next.iter().map(|dc_next| ("dc_next", "dCt * ft", dc_next)));
+        named
     }
 }
 
-/// One time step of one LSTM layer and direction. All arrays are `[B, H]`.
+/// One time step of one LSTM layer and direction. All arrays are `[B, H]`; with a projection h is `[B, P]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesStep {
     /// Time step t.
@@ -85,7 +101,7 @@ pub struct SeriesStep {
 }
 
 impl SeriesStep {
-    /// The forward values with name and formula, in the order in which they are computed.
+    /// The forward values with name and formula (that of a cell without options), in the order in which they are computed.
     pub fn named(&self) -> [Named<'_>; 6] {
         [
             ("ft", "sigmoid(Wf [x; ht_prev] + bf + forget_bias)", &self.f),
@@ -117,12 +133,13 @@ pub struct SeriesCell {
 
 impl SeriesCell {
     /// Largest difference between the gradient of the initial state as the device computed it, and
-    /// `dh_next`, `dc_next` of the first step as computed here. They are the same by definition, so more than
+    /// `dh_next`, `dc_next` (where there is one) of the first step as computed here. They are the same by definition, so more than
     /// rounding means that the weights are not those of the run, or that something is wrong.
     pub fn initial_gradient_difference(&self) -> Option<f64> {
         let device = self.initial_gradient.as_ref()?;
         let here = self.steps.first()?.gradients.as_ref()?;
-        let pairs = device.h.iter().zip(&here.dh_next).chain(device.c.iter().zip(&here.dc_next));
+        let of_c = here.dc_next.iter().flat_map(|dc_next| device.c.iter().zip(dc_next));
+        let pairs = device.h.iter().zip(&here.dh_next).chain(of_c);
         let difference = |(a, b): (&f64, &f64)| (a - b).abs();
         Some(pairs.map(difference).fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst }))
     }
@@ -156,12 +173,21 @@ pub async fn read_series_async(workspace: &mut Workspace) -> Result<Vec<SeriesCe
     let plan = workspace.plan().clone();
     let mut cells = Vec::with_capacity(plan.cells().len());
     for cell in plan.cells() {
-        cells.push(read_cell(workspace, cell).await?);
+        cells.push(read_cell(workspace, cell, options(&plan, cell)).await?);
     }
     Ok(cells)
 }
 
-async fn read_cell(workspace: &mut Workspace, cell: &Cell) -> Result<SeriesCell> {
+/// The options of a cell, from the step that goes back through it: [`LENGTHS`], ..
+fn options(plan: &Plan, cell: &Cell) -> u32 {
+    let Some([dgates, ..]) = &cell.gradients else { return 0 };
+    let back = |step: &&Step| step.operation.name() == LstmBackward::NAME && step.written().any(|id| id == dgates.slot);
+    let fields = plan.steps().iter().find(back).map(|step| step.operation.fields());
+    let options = fields.into_iter().flatten().find(|(name, _)| *name == "options");
+    options.map_or(0, |(_, value)| value as u32)
+}
+
+async fn read_cell(workspace: &mut Workspace, cell: &Cell, options: u32) -> Result<SeriesCell> {
     let gates = read_steps(workspace, &cell.gates).await?;
     let (h, c) = (read_steps(workspace, &cell.h).await?, read_steps(workspace, &cell.c).await?);
     let (steps, hidden) = (gates.len_of(Axis(0)), gates.len_of(Axis(2)) / GATES);
@@ -200,18 +226,22 @@ async fn read_cell(workspace: &mut Workspace, cell: &Cell) -> Result<SeriesCell>
     for step in &mut out.steps {
         let (t, after) = (step.time, cell.direction.row_after(step.time));
         let dpre = dgates.index_axis(Axis(0), t);
-        let (dx, dh_next) = (dpre.dot(&weight_ih), dpre.dot(&weight_hh));
-        let mut dhx = Array2::zeros((dpre.nrows(), dx.ncols() + hidden));
+        let (dx, mut dh_next) = (dpre.dot(&weight_ih), dpre.dot(&weight_hh));
+        let mut dhx = Array2::zeros((dpre.nrows(), dx.ncols() + dh_next.ncols()));
         dhx.slice_mut(s![.., ..dx.ncols()]).assign(&dx);
         dhx.slice_mut(s![.., dx.ncols()..]).assign(&dh_next);
-        let dct = row(&dc, after);
+        let (dht, dct) = (row(&dh, after), row(&dc, after));
+        // a row past its end: no sigmoid gives 0
+        for row in (0..dpre.nrows()).filter(|row| options & LENGTHS != 0 && step.o[[*row, 0]] == 0.0) {
+            dh_next.row_mut(row).assign(&dht.row(row));
+        }
         step.gradients = Some(SeriesGradients {
-            dht: row(&dh, after),
+            dht,
             dit: gate(&dgates, t, 0),
             dft: gate(&dgates, t, 1),
             dcproj: gate(&dgates, t, 2),
             dot: gate(&dgates, t, 3),
-            dc_next: &dct * &step.f,
+            dc_next: (options & (NORM | PEEPHOLE | CELL_CLIP) == 0).then(|| &dct * &step.f),
             dct,
             dhx,
             dx,

@@ -10,10 +10,14 @@ const STEPS: usize = 4;
 
 /// Two layers, two directions, readout of the last time row, one update.
 fn workspace(device: &Device) -> Workspace {
-    let (mut parameters, mut rng) = (Parameters::new(), Rng::new(5));
     let config = LstmConfig::new(3, 5).with_layers(2).with_bidirectional(Join::Stacks).with_forget_bias(1.0);
+    workspace_of(config, device)
+}
+
+fn workspace_of(config: LstmConfig, device: &Device) -> Workspace {
+    let (mut parameters, mut rng) = (Parameters::new(), Rng::new(5));
     let lstm = config.declare(&mut parameters, "lstm", &mut rng).unwrap();
-    let dense = DenseConfig::new(10, 4).declare(&mut parameters, "dense", &mut rng).unwrap();
+    let dense = DenseConfig::new(config.output_size(), 4).declare(&mut parameters, "dense", &mut rng).unwrap();
     let mut rec = Recorder::new(&parameters);
     let x = rec.input("x", &[STEPS, 2, 3]).unwrap();
     let target = rec.input("target", &[2, 4]).unwrap();
@@ -45,13 +49,13 @@ fn residual(cell: &SeriesCell) -> f64 {
         check(&step.h, &step.o * &tanh_c);
         let Some(d) = &step.gradients else { continue };
         let after = cell.steps.get(n + 1).and_then(|s| s.gradients.as_ref());
-        let from_c = after.map_or(Array2::zeros(step.c.dim()), |a| a.dc_next.clone());
+        let from_c = after.map_or(Array2::zeros(step.c.dim()), |a| a.dc_next.clone().unwrap());
         check(&d.dot, &d.dht * &tanh_c * slope(&step.o));
         check(&d.dct, &d.dht * &step.o * tanh_c.mapv(|t| 1.0 - t * t) + from_c);
         check(&d.dcproj, &d.dct * &step.i * step.g.mapv(|g| 1.0 - g * g));
         check(&d.dft, &d.dct * c_before * slope(&step.f));
         check(&d.dit, &d.dct * &step.g * slope(&step.i));
-        check(&d.dc_next, &d.dct * &step.f);
+        check(d.dc_next.as_ref().unwrap(), &d.dct * &step.f);
     }
     worst
 }
@@ -173,4 +177,25 @@ fn weights_of_another_time_are_noticed() {
     workspace.run().unwrap();
     let cells = read_series(&mut workspace).unwrap();
     assert!(cells[0].initial_gradient_difference().unwrap() > 1e-9, "the update has changed weight_hh");
+}
+
+#[test]
+fn cells_with_options_have_the_gradients_that_their_formulas_give() {
+    let plain = || LstmConfig::new(3, 5).with_layers(2);
+    for (config, has_dc_next) in [
+        (plain().with_projection(2).with_proj_clip(0.05), true),
+        (plain().with_coupled_gates(), true),
+        (plain().with_peephole(), false),
+        (plain().with_cell_clip(0.05), false),
+        (plain().with_layer_norm(1e-5), false),
+    ] {
+        for cell in run_series(&mut workspace_of(config.clone(), &Device::cpu_f64())).unwrap() {
+            assert!(cell.initial_gradient_difference().unwrap() < 1e-15, "{config:?}");
+            assert!(cell.initial_gradient.as_ref().unwrap().h.iter().any(|d| *d != 0.0), "{config:?}");
+            let [first, ..] = &cell.steps[..] else { panic!("no step") };
+            let gradients = first.gradients.as_ref().unwrap();
+            assert_eq!((gradients.dc_next.is_some(), gradients.named().len()), (has_dc_next, 9 + has_dc_next as usize));
+            assert_eq!(gradients.dh_next.dim(), first.h.dim());
+        }
+    }
 }

@@ -88,9 +88,9 @@ pub struct Line {
     pub dtype: Option<Dtype>,
     /// What became of it.
     pub status: Status,
-    /// For weights of an LSTM: the order of gates in the file, and how it becomes i,f,g,o.
+    /// For weights of an LSTM: the order of gates in the file, and how it becomes ours.
     pub gates: Option<String>,
-    /// For biases of an LSTM: the rule.
+    /// For biases of an LSTM, and a shift that has the part of one: the rule.
     pub bias: Option<&'static str>,
     /// For a missing tensor the closest name in the file, for an unused one the closest that is missing.
     pub closest: Option<String>,
@@ -129,10 +129,19 @@ impl ImportReport {
             (Status::Missing, Some(name)) => format!("is missing from the file; the closest name there is `{name}`"),
             (Status::Missing, None) => "is missing from the file".to_string(),
             (_, Some(name)) => format!("is taken by no parameter; the closest that is missing is `{name}`"),
+            (_, None) if self.lacks_second(line) => {
+                "is taken by no parameter: one bias vector was declared, and PyTorch adds two".to_string()
+            }
             (_, None) => "is taken by no parameter".to_string(),
         };
         let (missing, unused) = (self.count(|s| *s == Status::Missing), self.count(|s| *s == Status::Unused));
         Err(message::tensor(&line.tensor, format!("{cause} ({missing} missing, {unused} unused)")))
+    }
+
+    /// Whether `line` is a `bias_hh` that is left over where `bias_ih` was taken.
+    fn lacks_second(&self, line: &Line) -> bool {
+        let first = line.tensor.replace("bias_hh_l", "bias_ih_l");
+        first != line.tensor && self.lines.iter().any(|l| l.status == Status::Matched && l.tensor == first)
     }
 
     fn name_closest(&mut self) {
@@ -205,7 +214,7 @@ impl Weights {
                 None => Status::Missing,
                 Some(tensor) => self.fit(tensor, &parameter.shape).map_or(Status::Matched, Status::Unfit),
             };
-            let (gates, bias) = pytorch_rules(rest);
+            let (gates, bias) = pytorch_rules(parameters, &parameter.name);
             report.lines.push(Line {
                 tensor: name,
                 parameters: vec![parameter.name.clone()],
@@ -259,9 +268,10 @@ impl Weights {
         let ours = names(lstm, layer, direction);
         for (place, leaf) in layout.names().iter().enumerate() {
             let name = join(&import.prefix, leaf);
+            let other = layout.alias(place).map(|leaf| join(&import.prefix, leaf));
             // TensorFlow's variables have the number of their output behind
-            let names = [name.clone(), name + ":0"];
-            let found = names.iter().find_map(|name| self.tensors().binary_search_by(|t| t.name().cmp(name)).ok());
+            let mut names = [Some(name), other].into_iter().flatten().flat_map(|name| [name.clone(), name + ":0"]);
+            let found = names.find_map(|name| self.tensors().binary_search_by(|t| t.name().cmp(&name)).ok());
             let Some(index) = found else { continue };
             let tensor = &self.tensors()[index];
             let name = tensor.name().to_string();
@@ -271,23 +281,20 @@ impl Weights {
             }
             let values = self.floats(tensor).collect();
             arrays.push(Array { name: leaf.to_string(), shape: tensor.shape().to_vec(), values });
-            let (fills, is_bias) = fills(layout, place);
-            let gates = match layout {
-                Layout::PyTorch => layout.gates().to_string(),
-                _ => format!("{} -> i,f,g,o", layout.gates()),
-            };
+            let rules = rules(layout, place, lstm.config.bias);
             report.lines.push(Line {
                 tensor: name,
-                parameters: fills
+                parameters: rules
+                    .fills
                     .iter()
-                    .filter(|p| **p < 2 || lstm.config.bias != Bias::None)
                     .map(|p| ours[*p].clone())
+                    .filter(|p| parameters.entry(p).is_ok())
                     .collect(),
                 shape: tensor.shape().to_vec(),
                 dtype: Some(tensor.dtype()),
                 status: Status::Matched,
-                gates: Some(gates),
-                bias: is_bias.then(|| layout.bias_rule()),
+                gates: rules.gates,
+                bias: rules.bias,
                 closest: None,
             });
         }
@@ -343,29 +350,82 @@ fn below<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
     if prefix.is_empty() || prefix.ends_with(['.', '/']) { Some(rest) } else { rest.strip_prefix('.') }
 }
 
-/// Gate order and bias rule of a parameter under PyTorch's names.
-fn pytorch_rules(name: &str) -> (Option<&'static str>, Option<&'static str>) {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let has = |kinds: [&str; 2]| kinds.iter().any(|kind| last.starts_with(kind));
-    let bias = has(["bias_ih_l", "bias_hh_l"]);
-    let gates = bias || has(["weight_ih_l", "weight_hh_l"]);
-    (gates.then(|| Layout::PyTorch.gates()), bias.then(|| Layout::PyTorch.bias_rule()))
+/// Gate order and bias rule of a parameter under our names.
+fn pytorch_rules(parameters: &Parameters, name: &str) -> (Option<&'static str>, Option<&'static str>) {
+    let (before, last) = name.split_at(name.rfind('.').map_or(0, |at| at + 1));
+    let Some((kind, at)) = kind(last) else { return (None, None) };
+    match kind {
+        "bias_ih" if parameters.entry(&format!("{before}bias_hh{at}")).is_err() => (Some(GATES), Some("one vector")),
+        "bias_ih" | "bias_hh" => (Some(GATES), Some(Layout::PyTorch.bias_rule())),
+        "weight_ih" | "weight_hh" => (Some(GATES), None),
+        "weight_peephole" => (Some(PEEPHOLES), None),
+        "layer_norm" => (Some(NORMED), None),
+        _ => (None, None),
+    }
 }
 
-/// Which of weight_ih, weight_hh, bias_ih, bias_hh the array at `place` of a layout fills, and whether it is a bias.
-fn fills(layout: Layout, place: usize) -> (&'static [usize], bool) {
-    match (layout, place) {
-        (Layout::PyTorch, 3) => (&[3], true),
+/// `bias_ih` and `_l0_reverse` of `bias_ih_l0_reverse`.
+fn kind(last: &str) -> Option<(&str, &str)> {
+    let (kind, at) = last.split_at(last.rfind("_l")?);
+    let number = at[2..].strip_suffix("_reverse").unwrap_or(&at[2..]);
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some((kind, at))
+}
+
+const GATES: &str = "i,f,g,o";
+const PEEPHOLES: &str = "i,f,o";
+const NORMED: &str = "i,f,g,o,c";
+
+/// What becomes of one array of a layout.
+struct Rules {
+    /// Places among the names of a layer's parameters.
+    fills: &'static [usize],
+    gates: Option<String>,
+    bias: Option<&'static str>,
+}
+
+/// The rules of the array at `place` of the layout's names, for an LSTM with these bias vectors.
+fn rules(layout: Layout, place: usize, bias: Bias) -> Rules {
+    let name = layout.names()[place];
+    let [projection, peephole, norm] = layout.parts();
+    let one = |n: usize| (NORMED.split(',').nth(n)).map(str::to_string);
+    if projection.contains(&name) {
+        return Rules { fills: &[4], gates: None, bias: None };
+    }
+    if let Some(n) = peephole.iter().position(|p| *p == name) {
+        let gates = match (layout, peephole.len()) {
+            (Layout::Onnx, _) => Some(format!("i,o,f -> {PEEPHOLES}")),
+            (_, 1) => Some(PEEPHOLES.to_string()),
+            _ => PEEPHOLES.split(',').nth(n).map(str::to_string),
+        };
+        return Rules { fills: &[5], gates, bias: None };
+    }
+    if let Some(n) = norm.iter().position(|p| *p == name) {
+        let (gates, forget) = if norm.len() == 1 { (Some(NORMED.to_string()), false) } else { (one(n % 5), n == 6) };
+        return Rules { fills: &[6], gates, bias: forget.then_some("the forget bias stands outside of this shift") };
+    }
+    let (fills, is_bias): (&[usize], bool) = match (layout, place) {
         (Layout::PyTorch, 2) => (&[2], true),
+        (Layout::PyTorch, 3) if bias == Bias::One => (&[2], true),
+        (Layout::PyTorch, 3) => (&[3], true),
         (Layout::Textbook { .. }, 0..4) => (&[0], false),
         (Layout::Textbook { .. }, 4..8) => (&[1], false),
-        (Layout::Textbook { .. }, _) => (&[2, 3], true),
         (Layout::TensorFlow { .. } | Layout::DeepBreathe { .. }, 0) => (&[0, 1], false),
-        (Layout::Onnx, 3) => (&[], false),
         (_, 0) => (&[0], false),
         (Layout::PyTorch | Layout::Keras | Layout::Onnx, 1) => (&[1], false),
         _ => (&[2, 3], true),
-    }
+    };
+    let rule = match (layout.bias_rule(), layout, bias) {
+        (_, _, Bias::None) => "the LSTM has none: only zeros are taken",
+        (_, Layout::PyTorch | Layout::Onnx, Bias::One) => "two vectors, added into bias_ih",
+        (_, Layout::Keras, Bias::Two) => "one vector: bias_ih, with bias_hh = 0",
+        (rule, Layout::PyTorch | Layout::Onnx | Layout::Keras, _) | (rule, _, Bias::One) => rule,
+        _ => "one vector: bias_ih, with bias_hh = 0; the forget bias stands outside",
+    };
+    let gates = match layout {
+        Layout::PyTorch => GATES.to_string(),
+        _ => format!("{} -> {GATES}", layout.gates()),
+    };
+    Rules { fills, gates: Some(gates), bias: is_bias.then_some(rule) }
 }
 
 /// Names compared, and lines that are told the closest one: a file of many names must not cost minutes.

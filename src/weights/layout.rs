@@ -2,19 +2,31 @@
 //!
 //! | layout | gates | arrays of one layer | biases | forget bias |
 //! |---|---|---|---|---|
-//! | [`PyTorch`](Layout::PyTorch) | i f g o | `weight_ih [4H, I]`, `weight_hh [4H, H]` | `bias_ih [4H]` + `bias_hh [4H]` | inside |
+//! | [`PyTorch`](Layout::PyTorch) | i f g o | `weight_ih [4H, I]`, `weight_hh [4H, P]` | `bias_ih [4H]` + `bias_hh [4H]` | inside |
 //! | [`Keras`](Layout::Keras) | i f c o | `kernel [I, 4H]`, `recurrent_kernel [H, 4H]` | `bias [4H]` | inside |
-//! | [`TensorFlow`](Layout::TensorFlow) | i j f o | `kernel [I+H, 4H]`, rows x then h | `bias [4H]` | outside |
+//! | [`TensorFlow`](Layout::TensorFlow) | i j f o | `kernel [I+P, 4H]`, rows x then h | `bias [4H]` | outside |
 //! | [`Onnx`](Layout::Onnx) | i o f c | `W [D, 4H, I]`, `R [D, 4H, H]` | `B [D, 8H]`: of W, then of R | inside |
-//! | [`DeepBreathe`](Layout::DeepBreathe) | f i c o | `W [4H, I+H]`, columns x then h | `b [4H]` | outside |
+//! | [`DeepBreathe`](Layout::DeepBreathe) | f i c o | `W [4H, I+P]`, columns x then h | `b [4H]` | outside |
 //! | [`Textbook`](Layout::Textbook) | i f o c | `W_ix W_fx W_ox W_cx [H, I]`, `W_ih W_fh W_oh W_ch [H, H]` | `b_i b_f b_o b_c [H]` | outside |
 //!
-//! g, c and j are names of the same gate, the candidate. Biases are optional in every layout.
+//! g, c and j are names of the same gate, the candidate. Biases are optional in every layout. P = H without a
+//! projection. What a layer can have beside:
 //!
-//! *One vector* for a layer becomes `bias_ih`, with `bias_hh` = 0; writing one sums both. A forget bias that stands
-//! *outside* is a number that the framework adds to the forget gate at run time and that is in no file: the layout
-//! carries it. Going from one rule to the other moves the difference into the forget gate's biases, so the model
-//! computes the same.
+//! | layout | projection | peepholes | layer norm |
+//! |---|---|---|---|
+//! | PyTorch | `weight_hr [P, H]` | `weight_peephole [3H]`: to i, f, o (ours) | `layer_norm [2, 5H]`: gains of i, f, g, o, c, then shifts (ours) |
+//! | TensorFlow | `projection/kernel [H, P]` | `w_i_diag w_f_diag w_o_diag [H]` | `gamma_input beta_input [H]`, .. `forget` `transform` `output` `state`; or `input/gamma`, .. as in checkpoints |
+//! | ONNX | | `P [D, 3H]`: to i, o, f | |
+//! | Deep-Breathe | `proj [H, P]` | `p_i p_f p_o [H]` | `ln_i.gamma ln_i.beta [H]`, .. `ln_f` `ln_g` `ln_o` `ln_c` |
+//!
+//! TensorFlow and Deep-Breathe have no bias beside a layer norm. Writing a part that a layout has no arrays for is an
+//! error, except for peepholes and biases of zeros, which are left out.
+//!
+//! *One vector* for a layer becomes `bias_ih`, with `bias_hh` = 0 where the LSTM has [two](Bias::Two); writing one sums
+//! both. A forget bias that stands *outside* is a number that the framework adds to the forget gate at run time and
+//! that is in no file: the layout carries it. Going from one rule to the other moves the difference into the forget
+//! gate's biases, or with a layer norm into its shift (the forget bias stands after the norm), so the model computes
+//! the same.
 //!
 //! ```
 //! use everloop::weights::layout::{Layer, Layout};
@@ -30,6 +42,7 @@
 use super::message;
 use super::write::Array;
 use crate::error::Result;
+use crate::kernels::recurrence::NORMS;
 use crate::layers::{Bias, Lstm, path};
 use crate::parameters::Parameters;
 use crate::plan::Direction;
@@ -43,12 +56,12 @@ pub enum Layout {
     PyTorch,
     /// Keras 2 and 3.
     Keras,
-    /// TensorFlow 1's `BasicLSTMCell` and `LSTMCell`.
+    /// TensorFlow 1's `BasicLSTMCell`, `LSTMCell` and `LayerNormBasicLSTMCell`.
     TensorFlow {
         /// The cell's argument, 1 unless it was set.
         forget_bias: f64,
     },
-    /// The ONNX operator LSTM, D directions in one array. Peepholes (`P`) are refused unless all are zero.
+    /// The ONNX operator LSTM, D directions in one array.
     Onnx,
     /// The Deep-Breathe series.
     DeepBreathe {
@@ -65,6 +78,68 @@ pub enum Layout {
 /// The textbook's arrays: input weights, recurrent weights, biases.
 pub const TEXTBOOK: [&str; 12] =
     ["W_ix", "W_fx", "W_ox", "W_cx", "W_ih", "W_fh", "W_oh", "W_ch", "b_i", "b_f", "b_o", "b_c"];
+
+/// What [`get`], [`set`] and [`gradient`] know beside the [textbook's arrays](TEXTBOOK), where an LSTM has it: the
+/// projection `[P, H]` (h from the cell's output m), the peepholes `[H]`, gains and shifts of a layer norm `[H]`
+/// (g the candidate, c the new cell).
+pub const PARTS: [&str; 14] = [
+    "W_hm", "W_ic", "W_fc", "W_oc", "gamma_i", "gamma_f", "gamma_g", "gamma_o", "gamma_c", "beta_i", "beta_f",
+    "beta_g", "beta_o", "beta_c",
+];
+
+/// Matrix and bias; projection, peepholes to i, f, o; gains of i, f, g, o, c, then shifts.
+const TENSORFLOW: [&str; 16] = [
+    "kernel",
+    "bias",
+    "projection/kernel",
+    "w_i_diag",
+    "w_f_diag",
+    "w_o_diag",
+    "gamma_input",
+    "gamma_forget",
+    "gamma_transform",
+    "gamma_output",
+    "gamma_state",
+    "beta_input",
+    "beta_forget",
+    "beta_transform",
+    "beta_output",
+    "beta_state",
+];
+
+/// The last ten as they stand in checkpoints.
+const CHECKPOINT: [&str; 10] = [
+    "input/gamma",
+    "forget/gamma",
+    "transform/gamma",
+    "output/gamma",
+    "state/gamma",
+    "input/beta",
+    "forget/beta",
+    "transform/beta",
+    "output/beta",
+    "state/beta",
+];
+
+/// As [`TENSORFLOW`].
+const DEEP_BREATHE: [&str; 16] = [
+    "W",
+    "b",
+    "proj",
+    "p_i",
+    "p_f",
+    "p_o",
+    "ln_i.gamma",
+    "ln_f.gamma",
+    "ln_g.gamma",
+    "ln_o.gamma",
+    "ln_c.gamma",
+    "ln_i.beta",
+    "ln_f.beta",
+    "ln_g.beta",
+    "ln_o.beta",
+    "ln_c.beta",
+];
 
 /// Gates of the textbook's order, in ours.
 const TEXTBOOK_ORDER: [usize; 4] = [0, 1, 3, 2];
@@ -97,10 +172,10 @@ impl Layout {
     pub fn bias_rule(self) -> &'static str {
         match self {
             Layout::PyTorch => "two vectors",
-            Layout::Keras => "one vector: bias_ih, with bias_hh = 0",
+            Layout::Keras => "one vector: bias_ih",
             Layout::Onnx => "two vectors in one array",
             Layout::TensorFlow { .. } | Layout::DeepBreathe { .. } | Layout::Textbook { .. } => {
-                "one vector: bias_ih, with bias_hh = 0; the forget bias stands outside"
+                "one vector: bias_ih; the forget bias stands outside"
             }
         }
     }
@@ -118,34 +193,79 @@ impl Layout {
     /// Names of a layer's arrays, weights first.
     pub fn names(self) -> &'static [&'static str] {
         match self {
-            Layout::PyTorch => &["weight_ih", "weight_hh", "bias_ih", "bias_hh"],
+            Layout::PyTorch => {
+                &["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "layer_norm"]
+            }
             Layout::Keras => &["kernel", "recurrent_kernel", "bias"],
-            Layout::TensorFlow { .. } => &["kernel", "bias"],
+            Layout::TensorFlow { .. } => &TENSORFLOW,
             Layout::Onnx => &["W", "R", "B", "P"],
-            Layout::DeepBreathe { .. } => &["W", "b"],
+            Layout::DeepBreathe { .. } => &DEEP_BREATHE,
             Layout::Textbook { .. } => &TEXTBOOK,
         }
     }
 
-    /// The layer that `arrays` hold, named as in [`names`](Layout::names); two for a bidirectional ONNX node, forward
-    /// first. Errors: a missing or unknown name, a shape that does not fit, peepholes.
-    pub fn read(self, arrays: &[Array]) -> Result<Vec<Layer>> {
-        if let Some(array) = arrays.iter().find(|a| !self.names().contains(&a.name.as_str())) {
-            return Err(message::tensor(&array.name, format!("no array of this layout: {}", self.names().join(" "))));
+    /// Another name of the array at `place` of [`names`](Layout::names), which is read too.
+    pub(super) fn alias(self, place: usize) -> Option<&'static str> {
+        match self {
+            Layout::TensorFlow { .. } => {
+                CHECKPOINT.get(place.checked_sub(TENSORFLOW.len() - CHECKPOINT.len())?).copied()
+            }
+            _ => None,
         }
-        let source = Source { arrays };
+    }
+
+    /// Names of what a layer can have: the projection, the peepholes and the layer norm; empty where there are none.
+    pub(super) fn parts(self) -> [&'static [&'static str]; 3] {
+        let names = self.names();
+        match self {
+            Layout::PyTorch => [&names[4..5], &names[5..6], &names[6..7]],
+            Layout::TensorFlow { .. } | Layout::DeepBreathe { .. } => [&names[2..3], &names[3..6], &names[6..]],
+            Layout::Onnx => [&[], &names[3..4], &[]],
+            Layout::Keras | Layout::Textbook { .. } => [&[], &[], &[]],
+        }
+    }
+
+    /// The layer that `arrays` hold, named as in [`names`](Layout::names) (or as in TensorFlow's checkpoints); two for a
+    /// bidirectional ONNX node, forward first. Errors: a missing or unknown name, one that stands twice, a shape that
+    /// does not fit, a part of which only some arrays are there, a bias beside a layer norm where there can be none.
+    pub fn read(self, arrays: &[Array]) -> Result<Vec<Layer>> {
+        let mut source = Source { arrays: Vec::new() };
+        for array in arrays {
+            let ours = (0..self.names().len()).find(|place| {
+                self.names()[*place] == array.name || self.alias(*place).is_some_and(|alias| alias == array.name)
+            });
+            let Some(name) = ours.map(|place| self.names()[place]) else {
+                return Err(message::tensor(
+                    &array.name,
+                    format!("no array of this layout: {}", self.names().join(" ")),
+                ));
+            };
+            if source.find(name).is_some() {
+                return Err(message::tensor(&array.name, "stands twice"));
+            }
+            source.arrays.push((name, array));
+        }
+        let [projection, peephole, norm] = self.parts();
         let mut layers = match self {
             Layout::PyTorch => {
                 let ([rows, input], ih) = source.get("weight_ih")?;
-                let ([_, hidden], hh) = source.get("weight_hh")?;
+                let ([_, outputs], hh) = source.get("weight_hh")?;
+                let hidden = if source.find(projection[0]).is_some() { rows / 4 } else { outputs };
                 gate_rows("weight_ih", [rows, input], hidden)?;
-                source.check("weight_hh", &[rows, hidden])?;
+                source.check("weight_hh", &[rows, outputs])?;
+                let projection = source.blocks(projection, &[outputs, hidden])?.map(|values| (outputs, values));
                 let bias = match (source.vector("bias_ih", rows)?, source.vector("bias_hh", rows)?) {
                     (None, None) => None,
+                    (Some(ih), None) => Some(one_vector(ih)),
                     (Some(ih), Some(hh)) => Some([ih, hh]),
-                    _ => return Err(message::tensor("bias_ih", "bias_ih and bias_hh stand together or not at all")),
+                    (None, Some(_)) => return Err(message::tensor("bias_ih", "is missing, and bias_hh is there")),
                 };
-                vec![Layer::read(input, hidden, ih.to_vec(), hh.to_vec(), bias)]
+                vec![Layer {
+                    projection,
+                    peephole: source.blocks(peephole, &[3 * hidden])?,
+                    layer_norm: source.blocks(norm, &[2, NORMS * hidden])?,
+                    ..Layer::read(input, hidden, ih.to_vec(), hh.to_vec(), bias)
+                }]
             }
             Layout::Keras => {
                 let ([input, columns], kernel) = source.get("kernel")?;
@@ -162,14 +282,32 @@ impl Layout {
                 let (shape, values) = source.get(weight)?;
                 let [rows, columns] = if transposed { [shape[1], shape[0]] } else { shape };
                 let hidden = rows / 4;
-                let input = columns.saturating_sub(hidden);
+                let projection = match source.find(projection[0]) {
+                    None => None,
+                    Some(_) => {
+                        let ([_, outputs], _) = source.get::<2>(projection[0])?;
+                        let values = source.blocks(projection, &[hidden, outputs])?.unwrap_or_default();
+                        Some((outputs, transpose(&values, outputs)))
+                    }
+                };
+                let outputs = projection.as_ref().map_or(hidden, |(outputs, _)| *outputs);
+                let input = columns.saturating_sub(outputs);
                 gate_rows(weight, [rows, input], hidden)?;
                 let joined = if transposed { transpose(values, rows) } else { values.to_vec() };
                 let part = |from: usize, to: usize| -> Vec<f64> {
                     joined.chunks_exact(columns).flat_map(|row| &row[from..to]).copied().collect()
                 };
+                let layer_norm = source.blocks(norm, &[hidden])?;
+                if layer_norm.is_some() && source.find(bias).is_some() {
+                    return Err(message::tensor(bias, NO_BIAS));
+                }
                 let bias = source.vector(bias, rows)?.map(one_vector);
-                vec![Layer::read(input, hidden, part(0, input), part(input, columns), bias)]
+                vec![Layer {
+                    projection,
+                    peephole: source.blocks(peephole, &[hidden])?,
+                    layer_norm,
+                    ..Layer::read(input, hidden, part(0, input), part(input, columns), bias)
+                }]
             }
             Layout::Onnx => {
                 let ([directions, rows, input], w) = source.get("W")?;
@@ -181,16 +319,18 @@ impl Layout {
                 }
                 let biases =
                     source.find("B").map(|b| source.check("B", &[directions, 2 * rows]).map(|()| b)).transpose()?;
-                if source.find("P").is_some_and(|p| p.values.iter().any(|v| *v != 0.0)) {
-                    return Err(message::tensor("P", "peepholes: this engine's LSTM has none"));
-                }
+                let peepholes = source.blocks(peephole, &[directions, 3 * hidden])?;
                 let layer = |d: usize| {
                     let bias = biases.map(|b| {
                         let (w, r) = b.values[d * 2 * rows..(d + 1) * 2 * rows].split_at(rows);
                         [w.to_vec(), r.to_vec()]
                     });
                     let part = |values: &[f64], size: usize| values[d * size..(d + 1) * size].to_vec();
-                    Layer::read(input, hidden, part(w, rows * input), part(r, rows * hidden), bias)
+                    let peephole = peepholes.as_ref().map(|p| swap_last(part(p, 3 * hidden)));
+                    Layer {
+                        peephole,
+                        ..Layer::read(input, hidden, part(w, rows * input), part(r, rows * hidden), bias)
+                    }
                 };
                 (0..directions).map(layer).collect()
             }
@@ -219,8 +359,9 @@ impl Layout {
     }
 
     /// The arrays of one layer; for ONNX of one or two layers of the same sizes, the directions of a node, forward
-    /// first. What `read` gives comes back bit by bit. Errors: a wrong number of layers, sizes that differ, lengths
-    /// that do not fit the sizes.
+    /// first. What `read` gives comes back bit by bit (a lone `bias_ih` with a `bias_hh` of zeros). Errors: a wrong
+    /// number of layers, sizes that differ, lengths that do not fit the sizes, a part that the layout has no arrays
+    /// for.
     pub fn write(self, layers: &[Layer]) -> Result<Vec<Array>> {
         let onnx = matches!(self, Layout::Onnx);
         let (first, second) = match layers {
@@ -237,6 +378,7 @@ impl Layout {
             layer.check()?;
             let mut layer = layer.clone();
             layer.move_forget_bias(self.forget_bias());
+            self.holds(&mut layer)?;
             layer.reorder(|to, from| to[from] = self.order()[from]);
             theirs.push(layer);
         }
@@ -245,7 +387,12 @@ impl Layout {
                 layer.bias.get_or_insert_with(|| one_vector(vec![0.0; 4 * hidden]));
             }
         }
-        let rows = 4 * hidden;
+        if theirs.iter().any(|l| l.peephole.is_some()) {
+            for layer in &mut theirs {
+                layer.peephole.get_or_insert_with(|| vec![0.0; 3 * hidden]);
+            }
+        }
+        let (rows, outputs) = (4 * hidden, first.output_size());
         let all =
             |part: fn(&Layer) -> &[f64]| theirs.iter().flat_map(|l| part(l).iter().copied()).collect::<Vec<f64>>();
         let (ih, hh) = (all(|l| &l.weight_ih), all(|l| &l.weight_hh));
@@ -260,7 +407,7 @@ impl Layout {
         match self {
             Layout::PyTorch => {
                 arrays.push(array("weight_ih", &[rows, input], ih));
-                arrays.push(array("weight_hh", &[rows, hidden], hh));
+                arrays.push(array("weight_hh", &[rows, outputs], hh));
                 if let Some([ih, hh]) = biases {
                     arrays.push(array("bias_ih", &[rows], ih));
                     arrays.push(array("bias_hh", &[rows], hh));
@@ -272,9 +419,9 @@ impl Layout {
                 arrays.extend(sums.map(|b| array("bias", &[rows], b)));
             }
             Layout::TensorFlow { .. } | Layout::DeepBreathe { .. } => {
-                let pairs = ih.chunks_exact(input).zip(hh.chunks_exact(hidden));
+                let pairs = ih.chunks_exact(input).zip(hh.chunks_exact(outputs));
                 let joined: Vec<f64> = pairs.flat_map(|(x, h)| x.iter().chain(h)).copied().collect();
-                let columns = input + hidden;
+                let columns = input + outputs;
                 if matches!(self, Layout::TensorFlow { .. }) {
                     arrays.push(array("kernel", &[columns, rows], transpose(&joined, columns)));
                     arrays.extend(sums.map(|b| array("bias", &[rows], b)));
@@ -287,7 +434,7 @@ impl Layout {
                 arrays.push(array("W", &[layers.len(), rows, input], ih));
                 arrays.push(array("R", &[layers.len(), rows, hidden], hh));
                 if biases.is_some() {
-                    let values = theirs.into_iter().flat_map(|l| l.bias.unwrap_or_default().concat()).collect();
+                    let values = theirs.iter().flat_map(|l| l.bias.iter().flatten().flatten()).copied().collect();
                     arrays.push(array("B", &[layers.len(), 2 * rows], values));
                 }
             }
@@ -301,9 +448,59 @@ impl Layout {
                 }
             }
         }
+        let [projections, peepholes, norms] = self.parts();
+        let (pytorch, onnx) = (matches!(self, Layout::PyTorch), matches!(self, Layout::Onnx));
+        let Layer { projection, peephole, layer_norm, .. } = &theirs[0];
+        if let Some((outputs, values)) = projection {
+            let (shape, values) = match pytorch {
+                true => ([*outputs, hidden], values.clone()),
+                false => ([hidden, *outputs], transpose(values, hidden)),
+            };
+            projections.iter().for_each(|name| arrays.push(array(name, &shape, values.clone())));
+        }
+        if peephole.is_some() {
+            let all = theirs.iter().filter_map(|l| l.peephole.clone());
+            let values = all.flat_map(|p| if onnx { swap_last(p) } else { p }).collect::<Vec<f64>>();
+            let len = values.len() / peepholes.len();
+            let shape = if onnx { vec![layers.len(), 3 * hidden] } else { vec![len] };
+            arrays.extend(peepholes.iter().zip(values.chunks_exact(len)).map(|(n, v)| array(n, &shape, v.to_vec())));
+        }
+        if let Some(values) = layer_norm {
+            let len = values.len() / norms.len();
+            let shape = if pytorch { vec![2, NORMS * hidden] } else { vec![len] };
+            arrays.extend(norms.iter().zip(values.chunks_exact(len)).map(|(n, v)| array(n, &shape, v.to_vec())));
+        }
         Ok(arrays)
     }
+
+    /// Leaves out of `layer` what has no effect and no arrays in this layout. Errors: a part that has an effect.
+    fn holds(self, layer: &mut Layer) -> Result<()> {
+        let [projection, peephole, norm] = self.parts();
+        let zero = |values: &[f64]| values.iter().all(|v| *v == 0.0);
+        if peephole.is_empty() && layer.peephole.as_ref().is_some_and(|p| zero(p)) {
+            layer.peephole = None;
+        }
+        let parts = [
+            ("weight_hr", "a projection", projection.is_empty() && layer.projection.is_some()),
+            ("weight_peephole", "peepholes", peephole.is_empty() && layer.peephole.is_some()),
+            ("layer_norm", "a layer norm", norm.is_empty() && layer.layer_norm.is_some()),
+        ];
+        if let Some((name, part, _)) = parts.into_iter().find(|(.., lost)| *lost) {
+            let cause =
+                format!("the layer has {part}, and this layout has no array for it: {}", self.names().join(" "));
+            return Err(message::tensor(name, cause));
+        }
+        if let (Layout::TensorFlow { .. } | Layout::DeepBreathe { .. }, Some(_)) = (self, &layer.layer_norm)
+            && let Some([ih, hh]) = layer.bias.take()
+            && ih.iter().zip(&hh).any(|(a, b)| a + b != 0.0)
+        {
+            return Err(message::tensor("bias", NO_BIAS));
+        }
+        Ok(())
+    }
 }
+
+const NO_BIAS: &str = "a layer norm stands in the place of the biases in this layout, the layer has both";
 
 /// One layer and direction in our layout: rows i, f, g, o.
 #[derive(Debug, Clone, PartialEq)]
@@ -314,10 +511,16 @@ pub struct Layer {
     pub hidden_size: usize,
     /// `[4H, I]`, row-major.
     pub weight_ih: Vec<f64>,
-    /// `[4H, H]`.
+    /// `[4H, P]`; P = H without a projection.
     pub weight_hh: Vec<f64>,
     /// `bias_ih` and `bias_hh`, each `[4H]`.
     pub bias: Option<[Vec<f64>; 2]>,
+    /// P and `[P, H]`.
+    pub projection: Option<(usize, Vec<f64>)>,
+    /// `[3H]`: to i, f, o.
+    pub peephole: Option<Vec<f64>>,
+    /// `[2, 5H]`: gains of i, f, g, o and the new cell, then shifts.
+    pub layer_norm: Option<Vec<f64>>,
     /// What the model adds to the forget gate on top of the biases.
     pub forget_bias: f64,
 }
@@ -336,21 +539,29 @@ impl Layer {
         (layer, direction): (usize, Direction),
     ) -> Result<Layer> {
         let names = names(lstm, layer, direction);
-        let hidden_size = parameters.entry(&names[1])?.shape.last().copied().unwrap_or(0);
+        let (hidden_size, config) = (lstm.config.state_sizes(layer).1, &lstm.config);
         let input_size = parameters.entry(&names[0])?.shape.last().copied().unwrap_or(0);
         let get = |name: &str| parameters.get(name).map(<[f64]>::to_vec);
-        let bias = match lstm.config.bias {
+        let part = |there: bool, name: &str| there.then(|| get(name)).transpose();
+        let bias = match config.bias {
             Bias::None => None,
             Bias::One => Some(one_vector(get(&names[2])?)),
             Bias::Two => Some([get(&names[2])?, get(&names[3])?]),
         };
-        let forget_bias = lstm.config.forget_bias;
-        Ok(Layer { forget_bias, ..Layer::read(input_size, hidden_size, get(&names[0])?, get(&names[1])?, bias) })
+        Ok(Layer {
+            projection: config.proj_size.map(|p| get(&names[4]).map(|values| (p, values))).transpose()?,
+            peephole: part(config.peephole, &names[5])?,
+            layer_norm: part(config.layer_norm.is_some(), &names[6])?,
+            forget_bias: config.forget_bias,
+            ..Layer::read(input_size, hidden_size, get(&names[0])?, get(&names[1])?, bias)
+        })
     }
 
     /// Sets the parameters of the layer `layer` of `lstm`. What this layer's forget bias has above `lstm`'s goes into
-    /// `bias_ih`. Errors: other sizes, biases for an LSTM without, a value that is not finite. On an error nothing
-    /// is set.
+    /// `bias_ih`, or with a layer norm into its shift. For an LSTM with one bias vector both are added; biases and
+    /// peepholes that the layer lacks become 0. Errors: other sizes, biases or peepholes that are not 0 for an LSTM
+    /// without, a projection or a layer norm that only one of both has, a value that is not finite. On an error
+    /// nothing is set.
     pub fn store(
         &self,
         parameters: &mut Parameters,
@@ -369,16 +580,40 @@ impl Layer {
             (false, _) => None,
             (true, bias) => bias,
         };
+        let (config, hidden) = (&lstm.config, self.hidden_size);
+        let peephole = match (config.peephole, moved.peephole) {
+            (true, None) => Some(vec![0.0; 3 * hidden]),
+            (false, Some(peephole)) if peephole.iter().any(|v| *v != 0.0) => {
+                return Err(message::tensor(&names[5], "the LSTM was declared without peepholes, the layer has some"));
+            }
+            (false, _) => None,
+            (true, peephole) => peephole,
+        };
+        for (name, part, declared, has) in [
+            (&names[4], "projection", config.proj_size.is_some(), self.projection.is_some()),
+            (&names[6], "layer norm", config.layer_norm.is_some(), self.layer_norm.is_some()),
+        ] {
+            if declared != has {
+                let cause = match has {
+                    true => format!("the LSTM was declared without a {part}, the layer has one"),
+                    false => format!("the LSTM was declared with a {part}, the layer has none"),
+                };
+                return Err(message::tensor(name, cause));
+            }
+        }
         let mut all = vec![
-            (&names[0], vec![4 * self.hidden_size, self.input_size], moved.weight_ih),
-            (&names[1], vec![4 * self.hidden_size, self.hidden_size], moved.weight_hh),
+            (&names[0], vec![4 * hidden, self.input_size], moved.weight_ih),
+            (&names[1], vec![4 * hidden, self.output_size()], moved.weight_hh),
         ];
+        all.extend(moved.projection.map(|(outputs, values)| (&names[4], vec![outputs, hidden], values)));
+        all.extend(peephole.map(|values| (&names[5], vec![3 * hidden], values)));
+        all.extend(moved.layer_norm.map(|values| (&names[6], vec![2, NORMS * hidden], values)));
         if let Some([ih, hh]) = bias {
             let one = lstm.config.bias == Bias::One;
-            let first = ih.iter().zip(&hh).map(|(ih, hh)| if one { ih + hh } else { *ih }).collect();
-            all.push((&names[2], vec![4 * self.hidden_size], first));
+            let first = ih.iter().zip(&hh).map(|(ih, hh)| if one { sum(*ih, *hh) } else { *ih }).collect();
+            all.push((&names[2], vec![4 * hidden], first));
             if !one {
-                all.push((&names[3], vec![4 * self.hidden_size], hh));
+                all.push((&names[3], vec![4 * hidden], hh));
             }
         }
         for (name, shape, values) in &all {
@@ -395,26 +630,45 @@ impl Layer {
         all.iter().try_for_each(|(name, _, values)| parameters.set(name, values))
     }
 
+    /// P, columns of h: H without a projection.
+    pub fn output_size(&self) -> usize {
+        self.projection.as_ref().map_or(self.hidden_size, |(outputs, _)| *outputs)
+    }
+
     fn read(input: usize, hidden: usize, ih: Vec<f64>, hh: Vec<f64>, bias: Option<[Vec<f64>; 2]>) -> Layer {
-        Layer { input_size: input, hidden_size: hidden, weight_ih: ih, weight_hh: hh, bias, forget_bias: 0.0 }
+        Layer {
+            input_size: input,
+            hidden_size: hidden,
+            weight_ih: ih,
+            weight_hh: hh,
+            bias,
+            projection: None,
+            peephole: None,
+            layer_norm: None,
+            forget_bias: 0.0,
+        }
     }
 
     fn check(&self) -> Result<()> {
-        let rows = self.hidden_size.saturating_mul(4);
-        let wanted = [rows.saturating_mul(self.input_size), rows.saturating_mul(self.hidden_size)];
+        let (input, hidden, outputs) = (self.input_size, self.hidden_size, self.output_size());
+        let rows = hidden.saturating_mul(4);
+        let wanted = [rows.saturating_mul(input), rows.saturating_mul(outputs)];
         let fits = [self.weight_ih.len(), self.weight_hh.len()] == wanted
             && self.bias.iter().flatten().all(|b| b.len() == rows)
+            && self.projection.iter().all(|(_, p)| p.len() == outputs.saturating_mul(hidden))
+            && self.peephole.iter().all(|p| p.len() == hidden.saturating_mul(3))
+            && self.layer_norm.iter().all(|n| n.len() == hidden.saturating_mul(2 * NORMS))
             && wanted.iter().all(|len| *len > 0);
-        let (input, hidden) = (self.input_size, self.hidden_size);
         match fits {
             true => Ok(()),
             false => {
-                Err(message::tensor("layer", format!("its lengths do not fit the sizes I = {input}, H = {hidden}")))
+                let cause = format!("its lengths do not fit the sizes I = {input}, H = {hidden}, P = {outputs}");
+                Err(message::tensor("layer", cause))
             }
         }
     }
 
-    /// `put(blocks, p)` notes in `blocks` which block goes where.
+    /// `put(blocks, p)` notes in `blocks` which block of four goes where; peepholes and layer norm stay in our order.
     fn reorder(&mut self, put: impl Fn(&mut [usize; 4], usize)) {
         let mut blocks = [0; 4];
         (0..4).for_each(|p| put(&mut blocks, p));
@@ -424,19 +678,26 @@ impl Layer {
         }
     }
 
-    /// Makes `outside` the forget bias, and moves the difference into the biases.
+    /// Makes `outside` the forget bias, and moves the difference into the biases, or into the shift of the forget
+    /// gate's norm; gates in our order.
     fn move_forget_bias(&mut self, outside: f64) {
         let (difference, hidden) = (self.forget_bias - outside, self.hidden_size);
         self.forget_bias = outside;
-        if difference != 0.0 {
+        if difference == 0.0 {
+            return;
+        }
+        if let Some(norm) = &mut self.layer_norm {
+            norm[(NORMS + 1) * hidden..(NORMS + 2) * hidden].iter_mut().for_each(|b| *b += difference);
+        } else {
             let [bias, _] = self.bias.get_or_insert_with(|| one_vector(vec![0.0; 4 * hidden]));
             bias[hidden..2 * hidden].iter_mut().for_each(|b| *b += difference);
         }
     }
 }
 
-/// The values of one of the [textbook's arrays](TEXTBOOK), row-major. A bias is the sum of PyTorch's two, without the
-/// model's `forget_bias`. Errors: an unknown name, no such layer, no biases.
+/// The values of one of the [textbook's arrays](TEXTBOOK), or of the other [`PARTS`] of an LSTM, row-major. With a
+/// projection `W_ih`, .. are `[H, P]`. A bias is the sum of PyTorch's two, without the model's `forget_bias`. Errors: an
+/// unknown name, no such layer, an LSTM without this part.
 pub fn get(parameters: &Parameters, lstm: &Lstm, at: (usize, Direction), name: &str) -> Result<Vec<f64>> {
     let place = Place::of(lstm, at, name)?;
     let values = place.part(parameters.get(&place.parameter)?);
@@ -446,28 +707,28 @@ pub fn get(parameters: &Parameters, lstm: &Lstm, at: (usize, Direction), name: &
     }
 }
 
-/// Sets one of the textbook's arrays. A bias goes into `bias_ih`, and its part of `bias_hh` becomes 0. Errors: as
+/// Sets one of the textbook's arrays, or of the other [`PARTS`]. A bias goes into `bias_ih`, and its part of `bias_hh` becomes 0. Errors: as
 /// [`get`], a wrong number of values, a value that is not finite.
 pub fn set(parameters: &mut Parameters, lstm: &Lstm, at: (usize, Direction), name: &str, values: &[f64]) -> Result<()> {
     let place = Place::of(lstm, at, name)?;
     let mut all = parameters.get(&place.parameter)?.to_vec();
-    let len = all.len() / 4;
-    if values.len() != len {
-        return Err(message::tensor(name, format!("{} values, expected {len}", values.len())));
+    let range = place.range(&all);
+    if values.len() != range.len() {
+        return Err(message::tensor(name, format!("{} values, expected {}", values.len(), range.len())));
     }
-    all[place.gate * len..(place.gate + 1) * len].copy_from_slice(values);
+    all[range.clone()].copy_from_slice(values);
     if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
         return Err(message::tensor(name, format!("element {index} is {value}")));
     }
     if let Some(second) = &place.second {
         let mut zeroed = parameters.get(second)?.to_vec();
-        zeroed[place.gate * len..(place.gate + 1) * len].fill(0.0);
+        zeroed[range].fill(0.0);
         parameters.set(second, &zeroed)?;
     }
     parameters.set(&place.parameter, &all)
 }
 
-/// The loss's gradient for one of the textbook's arrays, from a workspace whose plan has a backward pass. Errors: as
+/// The loss's gradient for one of the textbook's arrays, or of the other [`PARTS`], from a workspace whose plan has a backward pass. Errors: as
 /// [`get`], no gradients in the plan, and the device's.
 pub async fn gradient_async(
     workspace: &mut Workspace,
@@ -487,36 +748,54 @@ pub fn gradient(workspace: &mut Workspace, lstm: &Lstm, at: (usize, Direction), 
     pollster::block_on(gradient_async(workspace, lstm, at, name))
 }
 
-/// Where one of the twelve arrays lies: gate `gate` of `parameter`, and for a bias of `second` too.
+/// Where an array lies: in block `block` of the `blocks` equal ones of `parameter`, and for a bias of `second` too.
 struct Place {
     parameter: String,
     second: Option<String>,
-    gate: usize,
+    block: usize,
+    blocks: usize,
 }
 
 impl Place {
     fn of(lstm: &Lstm, (layer, direction): (usize, Direction), name: &str) -> Result<Place> {
-        let index = TEXTBOOK.iter().position(|n| *n == name);
-        let index = index.ok_or_else(|| message::tensor(name, format!("expected one of {}", TEXTBOOK.join(" "))))?;
-        let [ih, hh, bias_ih, bias_hh] = names(lstm, layer, direction);
-        let (parameter, second) = match index / 4 {
-            0 => (ih, None),
-            1 => (hh, None),
-            _ => (bias_ih, Some(bias_hh)),
+        let index = TEXTBOOK.iter().chain(&PARTS).position(|n| *n == name).ok_or_else(|| {
+            message::tensor(name, format!("expected one of {} {}", TEXTBOOK.join(" "), PARTS.join(" ")))
+        })?;
+        let [ih, hh, bias_ih, bias_hh, hr, peephole, norm] = names(lstm, layer, direction);
+        let (parameter, (block, blocks)) = match index {
+            0..4 => (ih, (TEXTBOOK_ORDER[index], 4)),
+            4..8 => (hh, (TEXTBOOK_ORDER[index - 4], 4)),
+            8..12 => (bias_ih, (TEXTBOOK_ORDER[index - 8], 4)),
+            12 => (hr, (0, 1)),
+            13..16 => (peephole, (index - 13, 3)),
+            _ => (norm, (index - 16, 2 * NORMS)),
         };
-        Ok(Place { parameter, second, gate: TEXTBOOK_ORDER[index % 4] })
+        let second = ((8..12).contains(&index) && lstm.config.bias == Bias::Two).then_some(bias_hh);
+        Ok(Place { parameter, second, block, blocks })
+    }
+
+    fn range(&self, values: &[f64]) -> std::ops::Range<usize> {
+        let len = values.len() / self.blocks;
+        self.block * len..(self.block + 1) * len
     }
 
     fn part(&self, values: &[f64]) -> Vec<f64> {
-        let len = values.len() / 4;
-        values[self.gate * len..(self.gate + 1) * len].to_vec()
+        values[self.range(values)].to_vec()
     }
 }
 
-/// PyTorch's names of one layer and direction.
-pub(super) fn names(lstm: &Lstm, layer: usize, direction: Direction) -> [String; 4] {
+/// Names of the parameters of one layer and direction.
+pub(super) fn names(lstm: &Lstm, layer: usize, direction: Direction) -> [String; 7] {
     let suffix = if direction == Direction::Reverse { "_reverse" } else { "" };
-    ["weight_ih", "weight_hh", "bias_ih", "bias_hh"].map(|kind| path(&lstm.name, &format!("{kind}_l{layer}{suffix}")))
+    ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "layer_norm"]
+        .map(|kind| path(&lstm.name, &format!("{kind}_l{layer}{suffix}")))
+}
+
+/// i, f, o to i, o, f and back.
+fn swap_last(mut peephole: Vec<f64>) -> Vec<f64> {
+    let hidden = peephole.len() / 3;
+    peephole[hidden..].rotate_left(hidden);
+    peephole
 }
 
 /// Not `a + b` where b is zero: -0 stays -0.
@@ -546,13 +825,30 @@ fn gate_rows(name: &str, [rows, input]: [usize; 2], hidden: usize) -> Result<()>
     }
 }
 
+/// Arrays under the layout's names.
 struct Source<'a> {
-    arrays: &'a [Array],
+    arrays: Vec<(&'static str, &'a Array)>,
 }
 
 impl<'a> Source<'a> {
     fn find(&self, name: &str) -> Option<&'a Array> {
-        self.arrays.iter().find(|a| a.name == name)
+        self.arrays.iter().find(|(n, _)| *n == name).map(|(_, array)| *array)
+    }
+
+    /// Arrays of the same shape that are all there or none, one behind the other.
+    fn blocks(&self, names: &[&str], shape: &[usize]) -> Result<Option<Vec<f64>>> {
+        if !names.iter().any(|name| self.find(name).is_some()) {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        for name in names {
+            self.check(name, shape)?;
+            if shape.contains(&0) {
+                return Err(message::tensor(name, format!("shape {} is empty", message::shape(shape))));
+            }
+            all.extend(self.find(name).iter().flat_map(|a| &a.values));
+        }
+        Ok(Some(all))
     }
 
     /// An array of N axes whose values fit its shape.

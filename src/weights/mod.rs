@@ -7,7 +7,7 @@
 //! | [`ImportReport`] | what was matched, unused or missing; printing it gives a table |
 //! | [`Weights::survey`] | what LSTMs a file holds, guessed from names and shapes |
 //! | [`save`], [`save_arrays`], [`to_bytes`] | a file that `torch.load_state_dict(strict=True)` takes |
-//! | [`layout`] | gate orders and bias rules of Keras, TensorFlow, ONNX, Deep-Breathe, and the textbook's twelve arrays |
+//! | [`layout`] | gate orders, bias rules and other parts of Keras, TensorFlow, ONNX, Deep-Breathe, and the textbook's arrays |
 //!
 //! ```
 //! use everloop::weights::{self, Export, Import, Weights};

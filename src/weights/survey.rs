@@ -3,7 +3,8 @@
 use super::header::TensorInfo;
 use super::layout::{Layout, TEXTBOOK};
 use super::{Weights, message};
-use crate::layers::{Bias, Join, LstmConfig};
+use crate::kernels::recurrence::NORMS;
+use crate::layers::{Bias, Connection, Join, LstmConfig};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -20,30 +21,39 @@ pub struct Found {
     pub hidden_sizes: Vec<usize>,
     /// 1 or 2.
     pub directions: usize,
-    /// Whether biases are there.
-    pub bias: bool,
+    /// The bias vectors that are there.
+    pub bias: Bias,
     /// How a bidirectional stack of several layers is joined, which its shapes tell.
     pub join: Option<Join>,
     /// Columns of h after a projection (PyTorch's `proj_size`).
     pub projection: Option<usize>,
     /// Whether peephole weights are there.
     pub peepholes: bool,
+    /// Whether gains and shifts of a layer norm are there.
+    pub layer_norm: bool,
+    /// Whether weights of [`Connection::Highway`] are there.
+    pub highway: bool,
 }
 
+/// TensorFlow's, which is in no file.
+const EPSILON: f64 = 1e-12;
+
 impl Found {
-    /// The configuration that would take these weights; `None` where this engine lacks something.
+    /// The configuration that would take these weights; `None` where this engine has no such LSTM. What is in no file
+    /// (clips, coupled gates, ..) is off, and the epsilon of a layer norm is TensorFlow's 1e-12.
     pub fn config(&self) -> Option<LstmConfig> {
-        if self.projection.is_some() || self.peepholes {
-            return None;
-        }
-        let config = LstmConfig::new(self.input_size, 1)
-            .with_hidden_sizes(&self.hidden_sizes)
-            .with_bias(if self.bias { Bias::Two } else { Bias::None })
-            .with_forget_bias(self.layout.forget_bias());
-        Some(match self.directions {
-            2 => config.with_bidirectional(self.join.unwrap_or(Join::Layers)),
-            _ => config,
-        })
+        let config = LstmConfig {
+            hidden_sizes: self.hidden_sizes.clone(),
+            proj_size: self.projection,
+            bidirectional: (self.directions == 2).then(|| self.join.unwrap_or(Join::Layers)),
+            bias: self.bias,
+            forget_bias: self.layout.forget_bias(),
+            peephole: self.peepholes,
+            layer_norm: self.layer_norm.then_some(EPSILON),
+            connection: if self.highway { Connection::Highway } else { Connection::Plain },
+            ..LstmConfig::new(self.input_size, 1)
+        };
+        config.validate().is_ok().then_some(config)
     }
 }
 
@@ -61,14 +71,14 @@ impl Weights {
     /// Looks for LSTMs in all layouts of [`layout`](super::layout).
     pub fn survey(&self) -> Survey<'_> {
         let mut survey = Survey { lstms: Vec::new(), broken: Vec::new(), weights: self };
-        let mut groups: BTreeMap<&str, BTreeMap<&str, &TensorInfo>> = BTreeMap::new();
+        let mut groups: BTreeMap<&str, Leaves<'_>> = BTreeMap::new();
         for tensor in self.tensors() {
             let name = tensor.name();
             let (prefix, leaf) = name.split_at(name.rfind(['.', '/']).map_or(0, |at| at + 1));
             groups.entry(prefix).or_default().insert(leaf.strip_suffix(":0").unwrap_or(leaf), tensor);
         }
         for (prefix, leaves) in &groups {
-            let mut group = Group { prefix, leaves, found: Vec::new() };
+            let mut group = Group { prefix, leaves, groups: &groups, found: Vec::new() };
             match group.look() {
                 Ok(()) => survey.lstms.append(&mut group.found),
                 Err((name, cause)) => survey.broken.push((name, cause)),
@@ -78,19 +88,97 @@ impl Weights {
     }
 }
 
+type Leaves<'a> = BTreeMap<&'a str, &'a TensorInfo>;
+
 /// The tensors that share a prefix.
 struct Group<'a> {
     prefix: &'a str,
-    leaves: &'a BTreeMap<&'a str, &'a TensorInfo>,
+    leaves: &'a Leaves<'a>,
+    groups: &'a BTreeMap<&'a str, Leaves<'a>>,
     found: Vec<Found>,
 }
 
 type Broken = (String, String);
 
+/// Beginnings of the names of a stack, beside `layer_norm`.
+const KINDS: [&str; 8] =
+    ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "weight_highway", "bias_highway"];
+
 impl Group<'_> {
     /// The shape of a tensor that has elements: its sizes are bounded by the file's, so that no product overflows.
     fn shape(&self, leaf: &str) -> Option<&[usize]> {
-        self.leaves.get(leaf).map(|t| t.shape()).filter(|shape| !shape.contains(&0))
+        self.get(leaf).map(|t| t.shape()).filter(|shape| !shape.contains(&0))
+    }
+
+    /// Of the group, or of one that lies in it (`projection/kernel`).
+    fn get(&self, leaf: &str) -> Option<&TensorInfo> {
+        match leaf.rfind(['.', '/']) {
+            None => self.leaves.get(leaf).copied(),
+            Some(at) => self.groups.get(&*format!("{}{}", self.prefix, &leaf[..at + 1]))?.get(&leaf[at + 1..]).copied(),
+        }
+    }
+
+    /// Whether a part of a layout's [`parts`](Layout::parts) is there: its arrays, each of this shape, or none.
+    fn part(&self, layout: Layout, part: usize, shape: &[usize]) -> Result<bool, Broken> {
+        let first = layout.names().len() - layout.parts()[part..].iter().map(|p| p.len()).sum::<usize>();
+        let arrays = layout.parts()[part].iter().enumerate().map(|(n, name)| {
+            let other = layout.alias(first + n).filter(|other| self.get(other).is_some());
+            other.unwrap_or(name)
+        });
+        let arrays: Vec<&str> = arrays.collect();
+        if !arrays.iter().any(|name| self.get(name).is_some()) {
+            return Ok(false);
+        }
+        match arrays.iter().find(|name| self.shape(name) != Some(shape)) {
+            None => Ok(true),
+            Some(name) if self.get(name).is_none() => {
+                Err(self.broken(name, "is missing, others of its kind are there"))
+            }
+            Some(name) => Err(self.broken(name, format!("shape is not {}", message::shape(shape)))),
+        }
+    }
+
+    /// The cells of TensorFlow and Deep-Breathe: one matrix of `rows` and `columns`.
+    fn cell(&mut self, layout: Layout, [rows, columns]: [usize; 2]) -> Result<(), Broken> {
+        let bias = layout.names()[1];
+        let hidden = rows / 4;
+        let (there, fits) = (self.get(bias).is_some(), self.shape(bias) == Some(&[rows][..]));
+        // a dense layer has a kernel too, and anything can be called W: only names and biases tell
+        let signs = ["w_i_diag", "gamma_input", "input/gamma", "p_i", "ln_i.gamma"];
+        let parts = signs.iter().any(|sign| self.get(sign).is_some());
+        let told = match layout {
+            Layout::TensorFlow { .. } => self.is_recurrent() && (fits || !there),
+            _ => fits,
+        };
+        if !(told || parts) || rows % 4 != 0 {
+            return Ok(());
+        }
+        let projection = match self.shape(layout.parts()[0][0]) {
+            Some([also, outputs]) if *also == hidden => Some(*outputs),
+            Some(_) => return Err(self.broken(layout.parts()[0][0], format!("shape is not [{hidden}, P]"))),
+            None => None,
+        };
+        let (peepholes, layer_norm) = (self.part(layout, 1, &[hidden])?, self.part(layout, 2, &[hidden])?);
+        let outputs = projection.unwrap_or(hidden);
+        if columns <= outputs {
+            return Ok(());
+        }
+        if there && (layer_norm || !fits) {
+            let cause =
+                if layer_norm { "a layer norm stands in the place of the biases" } else { "shape does not fit" };
+            return Err(self.broken(bias, cause));
+        }
+        self.push(layout, columns - outputs, hidden, if there { Bias::One } else { Bias::None });
+        if let Some(found) = self.found.last_mut() {
+            (found.projection, found.peepholes, found.layer_norm) = (projection, peepholes, layer_norm);
+        }
+        Ok(())
+    }
+
+    /// Whether this is `projection/kernel` of a cell.
+    fn is_projection(&self, [hidden, _]: [usize; 2]) -> bool {
+        let above = self.prefix.strip_suffix("projection/").and_then(|above| self.groups.get(above)?.get("kernel"));
+        above.is_some_and(|kernel| kernel.shape().last() == hidden.checked_mul(4).as_ref())
     }
 
     fn broken(&self, leaf: &str, cause: impl Into<String>) -> Broken {
@@ -107,17 +195,11 @@ impl Group<'_> {
                 if bias.is_some_and(|b| b != [4 * hidden]) {
                     return Err(self.broken("bias", format!("shape does not fit hidden size {hidden}")));
                 }
-                self.push(Layout::Keras, input, hidden, bias.is_some());
+                let bias = if bias.is_some() { Bias::One } else { Bias::None };
+                self.push(Layout::Keras, input, hidden, bias);
             }
-            // a dense layer has a kernel too: only names tell
-            (Some([rows, columns]), None, bias)
-                if self.is_recurrent()
-                    && columns % 4 == 0
-                    && *rows > columns / 4
-                    && bias.is_none_or(|b| b == [*columns]) =>
-            {
-                let (input, hidden) = (rows - columns / 4, columns / 4);
-                self.push(Layout::TensorFlow { forget_bias: 1.0 }, input, hidden, bias.is_some());
+            (Some([columns, rows]), None, _) if !self.is_projection([*columns, *rows]) => {
+                self.cell(Layout::TensorFlow { forget_bias: 1.0 }, [*rows, *columns])?;
             }
             _ => {}
         }
@@ -126,17 +208,15 @@ impl Group<'_> {
                 if rows == and && directions == also && *rows == hidden.saturating_mul(4) =>
             {
                 let (directions, input, hidden) = (*directions, *input, *hidden);
-                self.push(Layout::Onnx, input, hidden, bias.is_some());
-                let peepholes = self.leaves.contains_key("P");
+                let bias = if bias.is_some() { Bias::Two } else { Bias::None };
+                let peepholes = self.part(Layout::Onnx, 1, &[directions, 3 * hidden])?;
+                self.push(Layout::Onnx, input, hidden, bias);
                 if let Some(found) = self.found.last_mut() {
                     (found.directions, found.peepholes) = (directions, peepholes);
                 }
             }
-            (Some([rows, columns]), None, None)
-                if rows % 4 == 0 && *columns > rows / 4 && self.shape("b") == Some(&[*rows]) =>
-            {
-                let (input, hidden) = (columns - rows / 4, rows / 4);
-                self.push(Layout::DeepBreathe { forget_bias: 1.0 }, input, hidden, true);
+            (Some([rows, columns]), None, None) => {
+                self.cell(Layout::DeepBreathe { forget_bias: 1.0 }, [*rows, *columns])?;
             }
             _ => {}
         }
@@ -148,7 +228,8 @@ impl Group<'_> {
             if let Some(name) = TEXTBOOK[..8].iter().find(|n| !self.leaves.contains_key(*n)) {
                 return Err(self.broken(name, "is missing"));
             }
-            self.push(Layout::Textbook { forget_bias: 0.0 }, input, hidden, self.leaves.contains_key(TEXTBOOK[8]));
+            let bias = if self.leaves.contains_key(TEXTBOOK[8]) { Bias::One } else { Bias::None };
+            self.push(Layout::Textbook { forget_bias: 0.0 }, input, hidden, bias);
         }
         Ok(())
     }
@@ -158,11 +239,20 @@ impl Group<'_> {
         ["lstm", "rnn", "cell"].iter().any(|word| prefix.contains(word))
     }
 
-    fn push(&mut self, layout: Layout, input_size: usize, hidden: usize, bias: bool) {
-        let (prefix, hidden_sizes) = (self.prefix.to_string(), vec![hidden]);
-        let (directions, join, projection, peepholes) = (1, None, None, false);
-        let found = Found { prefix, layout, input_size, hidden_sizes, directions, bias, join, projection, peepholes };
-        self.found.push(found);
+    fn push(&mut self, layout: Layout, input_size: usize, hidden: usize, bias: Bias) {
+        self.found.push(Found {
+            prefix: self.prefix.to_string(),
+            layout,
+            input_size,
+            hidden_sizes: vec![hidden],
+            directions: 1,
+            bias,
+            join: None,
+            projection: None,
+            peepholes: false,
+            layer_norm: false,
+            highway: false,
+        });
     }
 
     /// A stack: `weight_ih_l0`, `weight_hh_l0`, .. `_reverse`; without numbers an `LSTMCell`.
@@ -176,9 +266,16 @@ impl Group<'_> {
             false => 1,
         };
         let directions = 1 + (stack && self.leaves.contains_key("weight_ih_l0_reverse")) as usize;
-        let bias = self.leaves.contains_key(leaf("bias_ih", 0, false).as_str());
+        let there = |kind: &str, layer: usize| self.leaves.contains_key(leaf(kind, layer, false).as_str());
+        let bias = match (there("bias_ih", 0), there("bias_hh", 0)) {
+            (false, false) => Bias::None,
+            (true, false) => Bias::One,
+            (_, true) => Bias::Two,
+        };
+        let (peepholes, layer_norm) = (there("weight_peephole", 0), there("layer_norm", 0));
+        let highway = there("weight_highway", 1);
         let (mut hidden_sizes, mut inputs) = (Vec::new(), Vec::new());
-        let (mut outputs, mut projection, mut known) = (Vec::new(), None, 0);
+        let (mut outputs, mut projection, mut known) = (Vec::<usize>::new(), None, 0);
         for layer in 0..layers {
             for reverse in [false, true].into_iter().take(directions) {
                 let name = leaf("weight_ih", layer, reverse);
@@ -204,13 +301,24 @@ impl Group<'_> {
                 if projected.is_some_and(|s| s != [*columns, *hidden]) {
                     return Err(self.broken(&leaf("weight_hr", layer, reverse), "shape does not fit"));
                 }
-                for kind in ["bias_ih", "bias_hh"] {
+                let joined = reverse && layer > 0 && *input == outputs[layer - 1].saturating_mul(2);
+                let highway = highway && layer > 0 && !joined;
+                // of numbers of elements that are in the file
+                for (wanted, kind, shape) in [
+                    (bias != Bias::None, "bias_ih", &[*rows][..]),
+                    (bias == Bias::Two, "bias_hh", &[*rows]),
+                    (peepholes, "weight_peephole", &[3 * hidden]),
+                    (layer_norm, "layer_norm", &[2, NORMS * hidden]),
+                    (highway, "weight_highway", &[*input, *input]),
+                    (highway, "bias_highway", &[*input]),
+                ] {
                     let name = leaf(kind, layer, reverse);
-                    match (bias, self.shape(&name)) {
-                        (true, Some(shape)) if shape == [*rows] => known += 1,
+                    match (wanted, self.shape(&name)) {
+                        (true, Some(found)) if found == shape => known += 1,
                         (false, None) => {}
-                        (true, None) => return Err(self.broken(&name, "is missing, other biases are there")),
-                        _ => return Err(self.broken(&name, format!("shape is not [{rows}]"))),
+                        (true, None) => return Err(self.broken(&name, "is missing, others of its kind are there")),
+                        (true, _) => return Err(self.broken(&name, format!("shape is not {}", message::shape(shape)))),
+                        (false, _) => return Err(self.broken(&name, "is there, others of its kind are missing")),
                     }
                 }
                 known += 2 + projected.is_some() as usize;
@@ -218,16 +326,23 @@ impl Group<'_> {
                     hidden_sizes.push(*hidden);
                     inputs.push(*input);
                     outputs.push(*columns);
-                    projection = projection.or(projected.map(|_| *columns));
-                } else if (hidden_sizes.last(), inputs.last()) != (Some(hidden), Some(input)) {
+                    let this = projected.map(|_| *columns);
+                    if layer > 0 && this != projection {
+                        return Err(self.broken(&name, "layers have projections of different sizes, or only some have"));
+                    }
+                    projection = this;
+                } else if (hidden_sizes.last(), inputs.last()) != (Some(hidden), Some(input))
+                    || (outputs.last(), projection) != (Some(columns), projected.map(|_| *columns))
+                {
                     return Err(self.broken(&name, "its sizes differ from the forward direction's"));
                 }
             }
         }
-        let all = self
-            .leaves
-            .keys()
-            .filter(|l| ["weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"].iter().any(|k| l.starts_with(k)));
+        let numbered = |rest: &str| rest.trim_start_matches("_l").starts_with(|c: char| c.is_ascii_digit());
+        let all = self.leaves.keys().filter(|leaf| {
+            let norm = leaf.strip_prefix("layer_norm").is_some_and(|rest| rest.is_empty() || numbered(rest));
+            norm || KINDS.iter().any(|kind| leaf.starts_with(kind))
+        });
         if let Some(extra) = (known != all.clone().count()).then(|| all.clone().next_back()).flatten() {
             return Err(self.broken(extra, format!("layers or directions are missing: {layers} layers are whole")));
         }
@@ -250,8 +365,7 @@ impl Group<'_> {
             }
         }
         if let Some(input_size) = inputs.first() {
-            let (prefix, layout, peepholes) = (self.prefix.to_string(), Layout::PyTorch, false);
-            let input_size = *input_size;
+            let (prefix, layout, input_size) = (self.prefix.to_string(), Layout::PyTorch, *input_size);
             self.found.push(Found {
                 prefix,
                 layout,
@@ -262,6 +376,8 @@ impl Group<'_> {
                 join,
                 projection,
                 peepholes,
+                layer_norm,
+                highway,
             });
         }
         Ok(())
@@ -291,7 +407,11 @@ impl fmt::Display for Survey<'_> {
             write!(f, "  layers {}, directions {}", found.hidden_sizes.len(), found.directions)?;
             let hidden = message::shape(&found.hidden_sizes);
             writeln!(f, ", input size {}, hidden sizes {hidden}", found.input_size)?;
-            let bias = if found.bias { found.layout.bias_rule() } else { "none" };
+            let bias = match (found.bias, found.layout) {
+                (Bias::None, _) => "none",
+                (Bias::One, Layout::PyTorch) => "one vector",
+                _ => found.layout.bias_rule(),
+            };
             writeln!(f, "  gates {}, bias: {bias}", found.layout.gates())?;
             match (found.directions, found.join) {
                 (2, Some(Join::Layers)) => writeln!(f, "  directions joined after every layer")?,
@@ -299,12 +419,28 @@ impl fmt::Display for Survey<'_> {
                 _ => {}
             }
             if let Some(size) = found.projection {
-                writeln!(f, "  projection to {size}: this engine has none")?;
+                writeln!(f, "  projection to {size}")?;
             }
             if found.peepholes {
-                writeln!(f, "  peephole weights: this engine has none, and takes the file only where they are zero")?;
+                writeln!(f, "  peephole weights to i, f, o")?;
             }
-            writeln!(f, "  not in the file: batch first, dropout, activations, a forget bias outside the vectors")?;
+            if found.layer_norm {
+                writeln!(
+                    f,
+                    "  layer norm of each gate and the cell; its epsilon is in no file, {EPSILON:e} is assumed"
+                )?;
+            }
+            if found.highway {
+                writeln!(f, "  highway connections between layers")?;
+            }
+            if found.config().is_none() {
+                writeln!(f, "  this engine has no LSTM of these sizes")?;
+            }
+            write!(
+                f,
+                "  not in the file: batch first, dropout, activations, coupled gates, clips, residual connections,"
+            )?;
+            writeln!(f, " a forget bias outside the vectors")?;
         }
         for (name, cause) in &self.broken {
             writeln!(f, "no LSTM: `{}`: {cause}", message::escape(name))?;

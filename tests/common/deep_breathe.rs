@@ -3,11 +3,13 @@
 //! ```text
 //! theirs   W [4H, I+H]          blocks of rows f, i, g, o     columns x, then h       one b [4H]
 //! ours     weight_ih [4H, I]    blocks of rows i, f, g, o     weight_hh [4H, H]       bias_ih, bias_hh [4H]
-//! theirs   dense.W [inputs, classes]                          ours   weight [classes, inputs]
+//! theirs   p_f, p_i, p_o [H]                                  ours   weight_peephole [3H]       i, f, o
+//! theirs   ln_f.gamma, ln_f.beta, .. [H]                      ours   layer_norm [2, 5H]         i, f, g, o, c
+//! theirs   proj [H, P], dense.W [inputs, classes]             ours   weight_hr, weight: transposed
 //! theirs   sequences [B, T, ..], or [T, ..] for batch 1       ours   [T, B, ..]
 //! ```
 
-use everloop::layers::{DenseConfig, Join, LstmConfig, LstmOutput, LstmState, concatenate, one_hot};
+use everloop::layers::{Bias, DenseConfig, Join, LstmConfig, LstmInputs, LstmOutput, LstmState, concatenate, one_hot};
 use everloop::optimizer::SgdConfig;
 use everloop::plan::Direction;
 use everloop::recorder::gradient_name;
@@ -102,10 +104,9 @@ fn inverse(order: GateOrder) -> GateOrder {
     inverse
 }
 
-/// Theirs `W [4H, I+H]` -> `weight_ih [4H, I]`, `weight_hh [4H, H]`.
-pub fn split_kernel(kernel: &Array, order: GateOrder) -> [Array; 2] {
+/// Theirs `W [4H, I+P]` -> `weight_ih [4H, I]`, `weight_hh [4H, P]`.
+pub fn split_kernel(kernel: &Array, inputs: usize, order: GateOrder) -> [Array; 2] {
     let (rows, columns) = (kernel.shape[0], kernel.columns());
-    let inputs = columns - rows / GATES;
     let ours = permute_gates(kernel, order);
     let part = |from: usize, to: usize| {
         let data = ours.data.chunks(columns).flat_map(|row| row[from..to].iter().copied()).collect();
@@ -120,6 +121,17 @@ pub fn join_kernel([weight_ih, weight_hh]: [&Array; 2], order: GateOrder) -> Arr
     let data = rows.flat_map(|(x, h)| x.iter().chain(h).copied()).collect();
     let joined = Array::new(&[weight_ih.shape[0], weight_ih.columns() + weight_hh.columns()], data);
     permute_gates(&joined, inverse(order))
+}
+
+/// Which of our vectors has theirs `p_f` or `ln_f.gamma`, and which H of its values that is.
+fn vector_part(theirs: &str) -> (&'static str, usize) {
+    let found = match theirs.split(['_', '.']).collect::<Vec<_>>()[..] {
+        ["p", gate] => "ifo".find(gate).map(|at| ("weight_peephole", at)),
+        ["ln", gate, "gamma"] => "ifgoc".find(gate).map(|at| ("layer_norm", at)),
+        ["ln", gate, "beta"] => "ifgoc".find(gate).map(|at| ("layer_norm", 5 + at)),
+        _ => None,
+    };
+    found.unwrap_or_else(|| panic!("unknown parameter {theirs}"))
 }
 
 /// How far a device may be from the reference, as the fixtures' README says.
@@ -169,6 +181,15 @@ impl Report {
         }
     }
 
+    /// Where theirs is exactly 0, so must ours be: past the end of a row nothing is rounded.
+    pub fn compare_zeros(&mut self, name: &str, ours: &Array, theirs: &Array) {
+        let zeros = theirs.data.iter().zip(&ours.data).filter(|(theirs, _)| **theirs == 0.0);
+        let wrong = zeros.filter(|(_, ours)| **ours != 0.0).count();
+        if wrong > 0 {
+            self.fail(name, format!("{wrong} values are not exactly 0, as theirs are"));
+        }
+    }
+
     pub fn fail(&mut self, name: &str, what: String) {
         self.failures.push((name.to_string(), what));
     }
@@ -196,10 +217,48 @@ struct Names {
     direction: Direction,
 }
 
+impl Names {
+    /// `lstm.weight_ih_l0`
+    fn ours(&self, kind: &str) -> String {
+        format!("lstm.{kind}{}", self.suffix)
+    }
+
+    /// Sets those of our parameters that are theirs called `part`.
+    fn set(&self, parameters: &mut Parameters, part: &str, theirs: &Array, order: GateOrder) -> Result<()> {
+        match part {
+            "W" => {
+                let inputs = parameters.entry(&self.ours("weight_ih"))?.shape[1];
+                let [weight_ih, weight_hh] = split_kernel(theirs, inputs, order);
+                parameters.set(&self.ours("weight_ih"), &weight_ih.data)?;
+                parameters.set(&self.ours("weight_hh"), &weight_hh.data)
+            }
+            "b" => {
+                parameters.set(&self.ours("bias_ih"), &permute_gates(theirs, order).data)?;
+                parameters.set(&self.ours("bias_hh"), &vec![0.0; theirs.data.len()])
+            }
+            "proj" => parameters.set(&self.ours("weight_hr"), &theirs.transposed().data),
+            _ => {
+                let (kind, at) = vector_part(part);
+                let mut values = parameters.get(&self.ours(kind))?.to_vec();
+                let hidden = theirs.data.len();
+                values[at * hidden..][..hidden].copy_from_slice(&theirs.data);
+                parameters.set(&self.ours(kind), &values)
+            }
+        }
+    }
+}
+
+/// The one that `key`, `fw.0.W`, belongs to, and the rest, `W`.
+fn split_key<'a, 'k>(names: &'a [Names], key: &'k str) -> (&'a Names, &'k str) {
+    let found = names.iter().find_map(|of| Some((of, key.strip_prefix(&of.theirs)?.strip_prefix('.')?)));
+    found.unwrap_or_else(|| panic!("unknown parameter {key}"))
+}
+
 /// A fixture as a model of this crate.
 pub struct Model {
     fixture: Value,
     order: GateOrder,
+    lstm: LstmConfig,
     layers: Vec<Names>,
     parameters: Parameters,
     plan: Plan,
@@ -207,6 +266,8 @@ pub struct Model {
     /// Token ids, where x is one-hot.
     ids: Option<Tensor>,
     targets: Tensor,
+    lengths: Option<Tensor>,
+    mask: Option<Tensor>,
     initial: Vec<LstmState>,
     output: LstmOutput,
     logits: Tensor,
@@ -221,8 +282,19 @@ impl Model {
         let (batch, steps, input, hidden, layers) =
             (size("batch"), size("seq"), size("input_size"), size("hidden"), size("layers"));
         let both = config["bidirectional"].as_bool().expect("config.bidirectional");
-        let mut lstm = LstmConfig::new(input, hidden).with_layers(layers);
-        lstm = lstm.with_forget_bias(config["forget_bias"].as_f64().expect("config.forget_bias"));
+        let number = |name: &str| config.get(name).and_then(Value::as_f64);
+        let mut lstm = LstmConfig {
+            proj_size: number("num_proj").map(|size| size as usize),
+            peephole: config.get("peephole").is_some(),
+            cell_clip: number("cell_clip"),
+            proj_clip: number("proj_clip"),
+            layer_norm: number("layer_norm_eps"),
+            ..LstmConfig::new(input, hidden).with_layers(layers)
+        };
+        lstm = lstm.with_forget_bias(number("forget_bias").expect("config.forget_bias"));
+        if lstm.layer_norm.is_some() {
+            lstm = lstm.with_bias(Bias::None);
+        }
         if both {
             lstm = lstm.with_bidirectional(Join::Stacks);
         }
@@ -243,23 +315,23 @@ impl Model {
         let (mut parameters, mut rng) = (Parameters::new(), Rng::new(0));
         let lstm = lstm.declare(&mut parameters, "lstm", &mut rng)?;
         let dense = DenseConfig::new(lstm.config.output_size(), classes).declare(&mut parameters, "dense", &mut rng)?;
-        for Names { theirs, suffix, .. } in &names {
-            let kernel = Array::parse(&params[format!("{theirs}.W").as_str()]);
-            let bias = permute_gates(&Array::parse(&params[format!("{theirs}.b").as_str()]), order);
-            let [weight_ih, weight_hh] = split_kernel(&kernel, order);
-            parameters.set(&format!("lstm.weight_ih{suffix}"), &weight_ih.data)?;
-            parameters.set(&format!("lstm.weight_hh{suffix}"), &weight_hh.data)?;
-            parameters.set(&format!("lstm.bias_ih{suffix}"), &bias.data)?;
-            parameters.set(&format!("lstm.bias_hh{suffix}"), &vec![0.0; bias.data.len()])?;
+        for (key, theirs) in params.as_object().expect("params") {
+            let theirs = Array::parse(theirs);
+            match key.as_str() {
+                "dense.W" => parameters.set("dense.weight", &theirs.transposed().data)?,
+                "dense.b" => parameters.set("dense.bias", &theirs.data)?,
+                _ => {
+                    let (names, part) = split_key(&names, key);
+                    names.set(&mut parameters, part, &theirs, order)?;
+                }
+            }
         }
-        parameters.set("dense.weight", &Array::parse(&params["dense.W"]).transposed().data)?;
-        parameters.set("dense.bias", &Array::parse(&params["dense.b"]).data)?;
 
         let mut rec = Recorder::new(&parameters);
-        if trains {
+        if trains && lstm.config.bias == Bias::Two {
             // both biases would move, and the sum of them, theirs, twice as far
-            for Names { suffix, .. } in &names {
-                let bias_hh = rec.parameter(&format!("lstm.bias_hh{suffix}"))?;
+            for names in &names {
+                let bias_hh = rec.parameter(&names.ours("bias_hh"))?;
                 rec.stop_gradient(&bias_hh)?;
             }
         }
@@ -273,17 +345,33 @@ impl Model {
         rec.want_gradient(&x)?;
         let mut initial = Vec::new();
         if fixture["inputs"].get("initial_state").is_some() {
-            for Names { theirs, .. } in &names {
+            for Names { theirs, layer, .. } in &names {
                 let (h, c) = (format!("initial.{theirs}.h"), format!("initial.{theirs}.c"));
-                let (h, c) = (rec.input(&h, &[batch, hidden])?, rec.input(&c, &[batch, hidden])?);
+                let (outputs, hidden) = lstm.config.state_sizes(*layer);
+                let (h, c) = (rec.input(&h, &[batch, outputs])?, rec.input(&c, &[batch, hidden])?);
                 rec.want_gradient(&h)?;
                 rec.want_gradient(&c)?;
                 initial.push(LstmState { h, c });
             }
         }
-        let output = lstm.record(&mut rec, &x, if initial.is_empty() { None } else { Some(&initial) })?;
+        let lengths = match fixture["inputs"].get("lengths") {
+            Some(_) => Some(rec.tokens("lengths", &[batch], steps + 1)?),
+            None => None,
+        };
+        let mask = match fixture["inputs"].get("dropout_mask") {
+            Some(_) => Some(rec.input("mask", &[steps, batch, hidden])?),
+            None => None,
+        };
+        let inputs = LstmInputs {
+            initial: if initial.is_empty() { None } else { Some(&initial) },
+            lengths: lengths.as_ref(),
+            masks: mask.as_ref().map(std::slice::from_ref),
+            ..LstmInputs::default()
+        };
+        let output = lstm.record_with(&mut rec, &x, inputs)?;
         let readout = match config["readout"].as_str().expect("config.readout") {
             "fw_out[T-1]" | "concat(fw_out[T-1], bw_out[T-1])" => output.output.row(steps - 1)?,
+            "concat(fw_out[t], bw_out[t]) at every t" => output.output.clone(),
             "concat(fw_final_h, bw_final_h)" => {
                 let last: Vec<&Tensor> = output.state.iter().map(|state| &state.h).collect();
                 concatenate(&mut rec, "final_h", &last)?
@@ -291,15 +379,32 @@ impl Model {
             other => panic!("unknown readout {other}"),
         };
         let logits = dense.record(&mut rec, &readout)?;
-        let targets = rec.targets("targets", &[batch], classes)?;
+        let rows = &logits.shape()[..logits.shape().len() - 1];
+        let targets = rec.targets("targets", rows, classes)?;
         let made = loss::softmax_cross_entropy(&mut rec, "loss", &logits, &targets)?;
         rec.backward(&made.loss)?;
         if trains {
             SgdConfig::new(config["learning_rate"].as_f64().expect("config.learning_rate")).record(&mut rec)?;
         }
         let plan = rec.finish();
-        let (fixture, layers) = (fixture.clone(), names);
-        Ok(Model { fixture, order, layers, parameters, plan, x, ids, targets, initial, output, logits, made })
+        let (fixture, layers, lstm) = (fixture.clone(), names, lstm.config);
+        Ok(Model {
+            fixture,
+            order,
+            lstm,
+            layers,
+            parameters,
+            plan,
+            x,
+            ids,
+            targets,
+            lengths,
+            mask,
+            initial,
+            output,
+            logits,
+            made,
+        })
     }
 
     /// A workspace with poisoned memory and the fixture's inputs.
@@ -310,8 +415,14 @@ impl Model {
             Some(ids) => self.write_window(&mut workspace, ids, &self::ids(&inputs["x_ids"]["data"]), self.target())?,
             None => {
                 workspace.write(&self.x, &Array::parse(&inputs["x"]).axes_swapped().data)?;
-                workspace.write_tokens(&self.targets, &ids(&inputs["targets"]["data"]))?;
+                workspace.write_tokens(&self.targets, &self.targets_of_rows())?;
             }
+        }
+        if let Some(lengths) = &self.lengths {
+            workspace.write_tokens(lengths, &ids(&inputs["lengths"]))?;
+        }
+        if let Some((slot, mask)) = self.mask.as_ref().zip(self.mask_values()) {
+            workspace.write(slot, &mask.data)?;
         }
         for (names, state) in self.layers.iter().zip(&self.initial) {
             let values =
@@ -321,6 +432,24 @@ impl Model {
         }
         workspace.poison()?;
         Ok(workspace)
+    }
+
+    /// One for each batch row, or one for each step and batch row, where those past a row's length do not count.
+    fn targets_of_rows(&self) -> Vec<u32> {
+        let inputs = &self.fixture["inputs"];
+        let targets = Array::parse(&inputs["targets"]);
+        let Some(lengths) = inputs.get("lengths").map(sizes) else { return ids(&inputs["targets"]["data"]) };
+        let targets = targets.axes_swapped();
+        let counts = |at: usize| at / lengths.len() < lengths[at % lengths.len()];
+        let target = |(at, id): (usize, &f64)| if counts(at) { *id as u32 } else { loss::IGNORE };
+        targets.data.iter().enumerate().map(target).collect()
+    }
+
+    /// What g is multiplied by, `[T, B, H]`.
+    fn mask_values(&self) -> Option<Array> {
+        let mask = Array::parse(self.fixture["inputs"].get("dropout_mask")?);
+        let keep = self.fixture["config"]["dropout_keep_prob"].as_f64().expect("config.dropout_keep_prob");
+        Some(Array::new(&mask.shape, mask.data.iter().map(|kept| kept / keep).collect()))
     }
 
     fn target(&self) -> u32 {
@@ -341,7 +470,10 @@ impl Model {
         let keys = self.fixture["expected"].as_object().expect("expected").iter();
         for (key, theirs) in keys {
             match key.as_str() {
-                "logits" => report.compare(key, outputs, &read(&mut workspace, &self.logits)?, &Array::parse(theirs)),
+                "logits" => {
+                    let ours = read(&mut workspace, &self.logits)?;
+                    report.compare(key, outputs, &ours, &time_major(theirs));
+                }
                 "probs" => {
                     let ours = read(&mut workspace, &self.made.probabilities)?;
                     report.compare(key, outputs, &ours, &Array::parse(theirs));
@@ -352,9 +484,9 @@ impl Model {
                 }
                 "fw_out" | "bw_out" | "outputs" => {
                     let ours = self.sequence(&mut workspace, key)?;
-                    let theirs = Array::parse(theirs);
-                    let theirs = if theirs.shape.len() == 3 { theirs.axes_swapped() } else { theirs };
+                    let theirs = time_major(theirs);
                     report.compare(key, outputs, &ours, &theirs);
+                    report.compare_zeros(key, &ours, &theirs);
                 }
                 "final_state" => self.check_final_state(&mut workspace, theirs, outputs, &mut report)?,
                 "cells" => self.check_cells(&cells, theirs, outputs, &mut report),
@@ -427,7 +559,9 @@ impl Model {
         }
         for (key, values) in all {
             let found = self.layers.iter().find_map(|names| {
-                let step = key.strip_prefix(&format!("{}.step", names.theirs))?.parse::<usize>().ok()?;
+                // one cell alone has no name
+                let alone = if self.layers.len() == 1 { key.strip_prefix("step") } else { None };
+                let step = key.strip_prefix(&format!("{}.step", names.theirs)).or(alone)?.parse::<usize>().ok()?;
                 let cell = cells.iter().find(|c| (c.layer, c.direction) == (names.layer, names.direction))?;
                 (step < cell.steps.len()).then_some((cell, step))
             });
@@ -443,8 +577,16 @@ impl Model {
     }
 
     fn check_cells(&self, cells: &[SeriesCell], all: &Value, within: Tolerance, report: &mut Report) {
+        let mask = self.mask_values();
         self.each_step(cells, all, report, |report, cell, step, path, name, theirs| {
             let step = &cell.steps[step];
+            if let ("g", Some(mask)) = (name, &mask) {
+                // theirs is what went into c
+                let mut masked = of_ndarray(&step.g);
+                let mask = &mask.data[step.time * masked.data.len()..];
+                masked.data.iter_mut().zip(mask).for_each(|(g, mask)| *g *= mask);
+                return report.compare(path, within, &masked, &Array::parse(theirs));
+            }
             let ours = match name {
                 "f" => &step.f,
                 "i" => &step.i,
@@ -470,7 +612,7 @@ impl Model {
                 "dit" => &of.dit,
                 "dhx" => &of.dhx,
                 "dh_next" => &of.dh_next,
-                "dc_next" => &of.dc_next,
+                "dc_next" => of.dc_next.as_ref().expect("a cell without options"),
                 _ => return report.fail(path, "is not compared".into()),
             };
             report.compare(path, within, &of_ndarray(ours), &Array::parse(theirs));
@@ -490,9 +632,9 @@ impl Model {
             report.compare(&format!("grads.{key}"), within, &ours, &Array::parse(theirs));
         }
         // the two biases are added, so their gradients are the same
-        for Names { theirs, suffix, .. } in &self.layers {
-            let key = format!("{theirs}.b");
-            let ours = permute_gates(&read_gradient(&format!("lstm.bias_hh{suffix}"))?, inverse(self.order));
+        for names in self.layers.iter().filter(|_| self.lstm.bias == Bias::Two) {
+            let key = format!("{}.b", names.theirs);
+            let ours = permute_gates(&read_gradient(&names.ours("bias_hh"))?, inverse(self.order));
             report.compare(&format!("grads.{key} of bias_hh"), within, &ours, &Array::parse(&all[key.as_str()]));
         }
         Ok(())
@@ -505,14 +647,20 @@ impl Model {
             "dense.b" => return ours("dense.bias"),
             _ => {}
         }
-        let names = self.layers.iter().find(|names| key[..key.len() - 2] == names.theirs);
-        let Names { suffix, .. } = names.unwrap_or_else(|| panic!("unknown parameter {key}"));
-        if key.ends_with(".b") {
-            return Ok(permute_gates(&ours(&format!("lstm.bias_ih{suffix}"))?, inverse(self.order)));
+        let (names, part) = split_key(&self.layers, key);
+        match part {
+            "W" => {
+                let (weight_ih, weight_hh) = (ours(&names.ours("weight_ih"))?, ours(&names.ours("weight_hh"))?);
+                Ok(join_kernel([&weight_ih, &weight_hh], self.order))
+            }
+            "b" => Ok(permute_gates(&ours(&names.ours("bias_ih"))?, inverse(self.order))),
+            "proj" => Ok(ours(&names.ours("weight_hr"))?.transposed()),
+            _ => {
+                let (kind, at) = vector_part(part);
+                let hidden = self.lstm.hidden_sizes[names.layer];
+                Ok(Array::new(&[hidden], ours(&names.ours(kind))?.data[at * hidden..][..hidden].to_vec()))
+            }
         }
-        let (weight_ih, weight_hh) =
-            (ours(&format!("lstm.weight_ih{suffix}"))?, ours(&format!("lstm.weight_hh{suffix}"))?);
-        Ok(join_kernel([&weight_ih, &weight_hh], self.order))
     }
 
     fn check_input_gradients(
@@ -524,13 +672,13 @@ impl Model {
         report: &mut Report,
     ) -> Result<()> {
         for (key, theirs) in all.as_object().expect("grads_input") {
-            let theirs = Array::parse(theirs);
             if key == "x" {
-                let theirs = if theirs.shape.len() == 3 { theirs.axes_swapped() } else { theirs };
-                let ours = read(workspace, &self.plan.tensor("dx")?)?;
+                let (ours, theirs) = (read(workspace, &self.plan.tensor("dx")?)?, time_major(theirs));
                 report.compare("grads_input.x", within, &ours, &theirs);
+                report.compare_zeros("grads_input.x", &ours, &theirs);
                 continue;
             }
+            let theirs = Array::parse(theirs);
             let index = self.layers.iter().position(|names| key.starts_with(&names.theirs));
             let names = &self.layers[index.unwrap_or_else(|| panic!("unknown input {key}"))];
             let is_h = key.ends_with("h0");
@@ -612,6 +760,12 @@ impl Model {
         }
         Ok(report)
     }
+}
+
+/// A sequence of theirs, `[B, T, ..]`, or `[T, ..]` for batch 1; what has no third axis is left as it is.
+fn time_major(theirs: &Value) -> Array {
+    let theirs = Array::parse(theirs);
+    if theirs.shape.len() == 3 { theirs.axes_swapped() } else { theirs }
 }
 
 pub fn read(workspace: &mut Workspace, tensor: &Tensor) -> Result<Array> {

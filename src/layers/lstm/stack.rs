@@ -4,7 +4,7 @@ use super::config::{Connection, Join, LstmConfig, ParameterNames};
 use super::dropout::{Dropout, Place};
 use super::layer::{self, Inputs, LstmState, Outputs};
 use crate::error::{Error, Result};
-use crate::kernels::copy_columns::Rows;
+use crate::kernels::copy_columns::{self, Rows};
 use crate::layers::ops::{self, concatenate_rows};
 use crate::plan::{Direction, Tensor};
 use crate::recorder::Recorder;
@@ -49,6 +49,23 @@ pub struct LstmOutput {
     /// Where [`LstmInputs::cells`] asked for it: c of each layer and direction at every step, laid out as `output`,
     /// in the order of `state`.
     pub cells: Vec<Tensor>,
+}
+
+impl LstmOutput {
+    /// Copies the final state to the slots `initial` that the LSTM was recorded from, so that the next run of the plan
+    /// goes on where this one ends. (No gradient flows from one run into another.)
+    pub fn carry(&self, rec: &mut Recorder<'_>, initial: &[LstmState]) -> Result<()> {
+        if initial.len() != self.state.len() {
+            let (wanted, found) = (self.state.len().to_string(), initial.len());
+            return Err(Error::config("states to carry an LSTM's state to", wanted, found));
+        }
+        for (from, to) in self.state.iter().zip(initial) {
+            for (from, to) in [(&from.h, &to.h), (&from.c, &to.c)] {
+                copy_columns::record(rec, (from, 0), (to, 0), from.columns(), false)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Lstm {
