@@ -93,10 +93,7 @@ impl Stream {
     pub async fn state_async(&mut self) -> Result<StreamState> {
         let mut layers = Vec::new();
         for LstmState { h, c } in &self.states {
-            layers.push(LayerState {
-                h: read(&mut self.workspace, h).await?,
-                c: read(&mut self.workspace, c).await?,
-            });
+            layers.push(LayerState { h: read(&mut self.workspace, h).await?, c: read(&mut self.workspace, c).await? });
         }
         Ok(StreamState { layers })
     }
@@ -107,7 +104,8 @@ impl Stream {
         if state.layers.len() != self.states.len() {
             return Err(Error::config(doing, format!("{} layers", self.states.len()), state.layers.len()));
         }
-        let pairs = || self.states.iter().zip(&state.layers).flat_map(|(to, from)| [(&to.h, &from.h), (&to.c, &from.c)]);
+        let pairs =
+            || self.states.iter().zip(&state.layers).flat_map(|(to, from)| [(&to.h, &from.h), (&to.c, &from.c)]);
         for (to, from) in pairs() {
             if from.shape() != to.shape() {
                 return Err(Error::shape(doing, format!("{:?}", to.shape()), from.shape()));

@@ -141,8 +141,7 @@ fn every_option_alone_and_in_pairs() {
             model.batch = 3;
             choose(&mut model);
             add(&mut model);
-            let compared =
-                check_model(&model, 5).unwrap_or_else(|e| panic!("{first} and {second}: {e}\n{model:?}"));
+            let compared = check_model(&model, 5).unwrap_or_else(|e| panic!("{first} and {second}: {e}\n{model:?}"));
             assert!(compared >= 24, "only {compared} gradients with {first} and {second}");
         }
     }

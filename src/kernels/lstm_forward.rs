@@ -16,7 +16,9 @@
 use super::recurrence::{self, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Recurrence, Variant};
 use crate::error::Result;
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Kernel, Operand, Scratch, Shader, first_that_suits, fold, reads, tokens, writes};
+use crate::kernel::{
+    AdapterClass, Binding, Kernel, Operand, Scratch, Shader, first_that_suits, fold, reads, tokens, writes,
+};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::tile;

@@ -13,7 +13,9 @@
 
 use crate::error::{Error, Result};
 use crate::float::{Float, Vectorized};
-use crate::kernel::{AdapterClass, Binding, Extent, Kernel, Operand, Scratch, Shader, fold, parameters, reads, sized, writes};
+use crate::kernel::{
+    AdapterClass, Binding, Extent, Kernel, Operand, Scratch, Shader, fold, parameters, reads, sized, writes,
+};
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::tile;
@@ -216,7 +218,13 @@ impl Kernel for Matmul {
             read_c = true;
         }
         if self.a_column == 1 && self.b_row == 1 && (self.a_row == self.k || self.m == 1) {
-            return self.by_rows(&a[self.a_offset as usize..][..m * k], &b[self.b_offset as usize..], c, read_c, scratch);
+            return self.by_rows(
+                &a[self.a_offset as usize..][..m * k],
+                &b[self.b_offset as usize..],
+                c,
+                read_c,
+                scratch,
+            );
         }
         let strides = [self.a_row, self.a_column, self.b_row, self.b_column].map(|s| s as usize);
         product([m, n, k], &a[self.a_offset as usize..], &b[self.b_offset as usize..], c, strides, read_c);
@@ -241,11 +249,9 @@ impl Matmul {
         let task = |((x, free), c)| T::vectorize(RowsOf { n, k, x, free, panels, c, read_c });
         match threads {
             1 => x.chunks(rows * k).zip(free.chunks_mut(rows * k)).zip(c.chunks_mut(rows * n)).for_each(task),
-            _ => x
-                .par_chunks(rows * k)
-                .zip(free.par_chunks_mut(rows * k))
-                .zip(c.par_chunks_mut(rows * n))
-                .for_each(task),
+            _ => {
+                x.par_chunks(rows * k).zip(free.par_chunks_mut(rows * k)).zip(c.par_chunks_mut(rows * n)).for_each(task)
+            }
         }
     }
 }

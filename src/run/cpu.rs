@@ -49,7 +49,8 @@ impl<T: Float> Memory<T> {
         let floats = own.iter().map(Vec::len).sum::<usize>() + parameters.len() + gradients.len();
         let bytes = floats * size_of::<T>() + tokens.iter().map(Vec::len).sum::<usize>() * 4;
         let counters = Counters::default();
-        let parameter = |id: &Option<SlotId>| id.is_none_or(|id| matches!(plan.slot(id).storage, Storage::Parameters(_)));
+        let parameter =
+            |id: &Option<SlotId>| id.is_none_or(|id| matches!(plan.slot(id).storage, Storage::Parameters(_)));
         let trains = plan.steps().iter().flat_map(|step| step.written()).any(|id| parameter(&Some(id)));
         let constant = |step: &Step| step.operation.packs().iter().all(|at| parameter(&step.operands[*at]));
         let keeps = plan.steps().iter().map(|step| !trains && constant(step)).collect();

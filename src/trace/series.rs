@@ -7,6 +7,7 @@
 //! projection    h, dHt and dh_next have P columns
 //! clip of h     dHt is that of h before the clip
 //! dropout       g is before the mask
+//! coupled       dFt is 0: f is no gate of its own
 //! layer norm    gradients of gates are those before gain, shift and norm
 //! lengths       past the end dHX is 0; dh_next and dc_next are dHt and dCt
 //! dc_next       is not formed with a layer norm, peepholes or a clip of c, with which it is more than dCt * ft
@@ -101,7 +102,8 @@ pub struct SeriesStep {
 }
 
 impl SeriesStep {
-    /// The forward values with name and formula (that of a cell without options), in the order in which they are computed.
+    /// The forward values with name and formula (that of a cell without options), in the order in which they are
+    /// computed.
     pub fn named(&self) -> [Named<'_>; 6] {
         [
             ("ft", "sigmoid(Wf [x; ht_prev] + bf + forget_bias)", &self.f),
@@ -133,8 +135,8 @@ pub struct SeriesCell {
 
 impl SeriesCell {
     /// Largest difference between the gradient of the initial state as the device computed it, and
-    /// `dh_next`, `dc_next` (where there is one) of the first step as computed here. They are the same by definition, so more than
-    /// rounding means that the weights are not those of the run, or that something is wrong.
+    /// `dh_next`, `dc_next` (where there is one) of the first step as computed here. They are the same by
+    /// definition, so more than rounding means that the weights are not those of the run, or that something is wrong.
     pub fn initial_gradient_difference(&self) -> Option<f64> {
         let device = self.initial_gradient.as_ref()?;
         let here = self.steps.first()?.gradients.as_ref()?;

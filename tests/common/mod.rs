@@ -93,7 +93,7 @@ impl Model {
         config.peephole = one_in(4);
         config.coupled = one_in(5);
         config.cell_clip = one_in(5).then_some(0.3);
-        config.layer_norm = one_in(4).then_some(1e-3);
+        config.layer_norm = one_in(4).then_some(0.1);
         config.batch_first = one_in(4);
         if one_in(3) {
             config.proj_size = Some(1 + rng.below(hidden));
@@ -106,6 +106,11 @@ impl Model {
             config.variational = one_in(2);
         }
         let (batch, steps) = (if unbatched { 1 } else { 1 + rng.below(batch) }, 1 + rng.below(steps));
+        // a norm makes small pre-activations large: over many steps the recurrence is then chaotic, and rounding grows
+        // a hundredfold in twenty steps on every device; an epsilon of 0.1 bounds that
+        if config.layer_norm.is_some() && steps <= 8 {
+            config.layer_norm = Some(1e-3);
+        }
         let classes = 2 + rng.below(9);
         Model { config, batch, steps, classes, state, lengths, dropout, cells, unbatched }
     }
@@ -135,7 +140,7 @@ impl Model {
         let norms: Vec<String> = names.filter(|name| name.contains("layer_norm")).collect();
         for name in norms {
             let mut values = parameters.get(&name)?.to_vec();
-            values.iter_mut().for_each(|v| *v += rng.symmetric(0.3));
+            values.iter_mut().for_each(|v| *v = 0.5 * *v + rng.symmetric(0.3));
             parameters.set(&name, &values)?;
         }
         let dense = everloop::layers::DenseConfig::new(self.config.output_size(), self.classes);
