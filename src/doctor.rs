@@ -10,7 +10,7 @@ use crate::kernel::AdapterClass;
 use crate::kernels::lstm_backward::Gradients;
 use crate::kernels::recurrence::*;
 use crate::kernels::*;
-use crate::layers::{self, DenseConfig, Join, LstmConfig, LstmState};
+use crate::layers::{self, Bias, Connection, DenseConfig, Dropout, Join, LstmConfig, LstmInputs, LstmState};
 use crate::loss;
 use crate::parameters::Parameters;
 use crate::plan::{Direction, Kind, Plan, Storage, Tensor};
@@ -278,7 +278,7 @@ pub fn recurrence(
     Ok(all)
 }
 
-/// Slots for the gradients of a [`recurrence`].
+/// Slots for the gradients of a [`recurrence`](fn@recurrence).
 pub fn gradients(rec: &mut Recorder<'_>, of: &Recurrence) -> Result<Gradients> {
     let [steps, batch, hidden] = [of.gates.shape()[0], of.gates.shape()[1], of.c.columns()];
     Ok(Gradients {
@@ -345,6 +345,10 @@ pub async fn check(device: &Device, case: &Case) -> Result<f64> {
     Ok(worst)
 }
 
+/// The count of training steps, and what it is before a run whose masks are to be repeated.
+const DROPOUT_STEP: &str = "dropout.step";
+const FIRST_STEP: [f32; 2] = [3.0, 0.0];
+
 /// Random values for every input, and for everything else that has a buffer of its own if `all` is asked for.
 fn fill(workspace: &mut Workspace, rng: &mut Rng, bound: f64, all: bool) -> Result<()> {
     let plan = workspace.plan().clone();
@@ -355,6 +359,7 @@ fn fill(workspace: &mut Workspace, rng: &mut Rng, bound: f64, all: bool) -> Resu
                 let ids: Vec<u32> = (0..slot.len()).map(|_| rng.below(vocab_size) as u32).collect();
                 workspace.write_tokens(&tensor, &ids)?;
             }
+            _ if slot.name == DROPOUT_STEP => workspace.write(&tensor, &FIRST_STEP)?,
             kind if slot.storage == Storage::Own && (all || kind == Kind::Input) => {
                 workspace.write(&tensor, &rng.vector(slot.len(), bound))?;
             }
@@ -364,8 +369,54 @@ fn fill(workspace: &mut Workspace, rng: &mut Rng, bound: f64, all: bool) -> Resu
     Ok(())
 }
 
+/// A whole model to examine.
+struct Form {
+    name: &'static str,
+    config: LstmConfig,
+    steps: usize,
+    batch: usize,
+    /// Whether rows have lengths.
+    lengths: bool,
+}
+
+fn forms() -> Vec<Form> {
+    let layered = LstmConfig::new(7, 24).with_hidden_sizes(&[24, 17]).with_forget_bias(1.0);
+    let even = LstmConfig::new(7, 20).with_layers(2);
+    let joined = layered.clone().with_bidirectional(Join::Layers);
+    let projected = layered.clone().with_projection(9).with_proj_clip(0.2);
+    let dropped = even.clone().with_dropout(0.3).with_recurrent_dropout(0.2);
+    let form = |name, config, steps, batch, lengths| Form { name, config, steps, batch, lengths };
+    vec![
+        form("one direction, 2 layers", layered.clone(), 9, 5, false),
+        form("two directions, joined after layers", joined.clone(), 6, 3, false),
+        form("two directions, joined at the end", layered.with_bidirectional(Join::Stacks), 6, 9, false),
+        form("one unit, one step", LstmConfig::new(1, 1), 1, 1, false),
+        form("lengths, two directions", joined, 6, 5, true),
+        form("projection, peepholes, clips", projected.with_peephole().with_cell_clip(0.4), 6, 5, false),
+        form("layer norm, dropout", dropped.clone().with_layer_norm(1e-2), 6, 5, false),
+        form("everything at once", everything(dropped), 5, 9, true),
+    ]
+}
+
+/// All options that do not exclude each other.
+fn everything(config: LstmConfig) -> LstmConfig {
+    config
+        .with_bidirectional(Join::Layers)
+        .with_projection(10)
+        .with_proj_clip(0.2)
+        .with_peephole()
+        .with_cell_clip(0.6)
+        .with_coupled_gates()
+        .with_layer_norm(1e-2)
+        .with_variational_dropout()
+        .with_connection(Connection::Highway)
+        .with_bias(Bias::One)
+}
+
 /// A model of every layer: LSTM of some form with given state, dense, both losses.
-fn model(config: &LstmConfig, steps: usize, batch: usize) -> Result<(Parameters, Plan)> {
+fn model(form: &Form) -> Result<(Parameters, Plan)> {
+    let Form { config, steps, batch, .. } = form;
+    let (steps, batch) = (*steps, *batch);
     let (rng, mut parameters) = (&mut Rng::new(9), Parameters::new());
     let lstm = config.declare(&mut parameters, "lstm", rng)?;
     let dense = DenseConfig::new(config.output_size(), 5).declare(&mut parameters, "linear", rng)?;
@@ -384,7 +435,14 @@ fn model(config: &LstmConfig, steps: usize, batch: usize) -> Result<(Parameters,
             initial.push(LstmState { h: state("h0", outputs)?, c: state("c0", hidden)? });
         }
     }
-    let out = lstm.record(&mut rec, &x, Some(&initial))?;
+    let lengths = if form.lengths { Some(rec.tokens("lengths", &[batch], steps + 1)?) } else { None };
+    let dropout = match config.dropout > 0.0 {
+        true => Some(Dropout::record(&mut rec, DROPOUT_STEP, 7)?),
+        false => None,
+    };
+    let (lengths, dropout) = (lengths.as_ref(), dropout.as_ref());
+    let inputs = LstmInputs { initial: Some(&initial), lengths, dropout, ..LstmInputs::default() };
+    let out = lstm.record_with(&mut rec, &x, inputs)?;
     let logits = dense.record(&mut rec, &out.output)?;
     let targets = rec.targets("targets", &[steps, batch], 5)?;
     let entropy = loss::softmax_cross_entropy(&mut rec, "entropy", &logits, &targets)?;
@@ -397,8 +455,8 @@ fn model(config: &LstmConfig, steps: usize, batch: usize) -> Result<(Parameters,
 }
 
 /// Whole models on the device, in lock-step with the twins.
-async fn check_model(device: &Device, config: &LstmConfig, steps: usize, batch: usize) -> Result<f64> {
-    let (parameters, plan) = model(config, steps, batch)?;
+async fn check_model(device: &Device, form: &Form) -> Result<f64> {
+    let (parameters, plan) = model(form)?;
     let plan = Arc::new(plan);
     let mut reference = Workspace::new_async(&Device::reference(), plan.clone(), &parameters).await?;
     let mut other = Workspace::guarded_async(device, plan, &parameters).await?;
@@ -412,8 +470,8 @@ async fn check_model(device: &Device, config: &LstmConfig, steps: usize, batch: 
 }
 
 /// The device's gradients of a model against central differences in f64.
-async fn check_gradients(device: &Device, config: &LstmConfig, steps: usize, batch: usize) -> Result<f64> {
-    let (parameters, plan) = model(config, steps, batch)?;
+async fn check_gradients(device: &Device, form: &Form) -> Result<f64> {
+    let (parameters, plan) = model(form)?;
     let plan = Arc::new(plan);
     let mut exact = Workspace::new_async(&Device::cpu_f64(), plan.clone(), &parameters).await?;
     let mut other = Workspace::new_async(device, plan.clone(), &parameters).await?;
@@ -433,6 +491,9 @@ async fn check_gradients(device: &Device, config: &LstmConfig, steps: usize, bat
             let mut moved = values.clone();
             moved[element] += step;
             exact.write(&tensor, &moved)?;
+            if let Ok(step) = plan.tensor(DROPOUT_STEP) {
+                exact.write(&step, &FIRST_STEP)?;
+            }
             exact.run_async().await?;
             *loss_at = exact.scalar_async(&loss).await?;
         }
@@ -496,19 +557,13 @@ pub async fn examine_async(device: &Device, extra: &[Case]) -> Report {
             }
             note("kernel", format!("{kernel}{shaders}"), start, worst);
         }
-        let layered = LstmConfig::new(7, 24).with_hidden_sizes(&[24, 17]).with_forget_bias(1.0);
-        for (name, config, steps, batch) in [
-            ("one direction, 2 layers", layered.clone(), 9, 5),
-            ("two directions, joined after layers", layered.clone().with_bidirectional(Join::Layers), 6, 3),
-            ("two directions, joined at the end", layered.with_bidirectional(Join::Stacks), 6, 9),
-            ("one unit, one step", LstmConfig::new(1, 1), 1, 1),
-        ] {
+        for form in forms() {
             let start = Instant::now();
-            let outcome = check_model(&device, &config, steps, batch).await;
-            note("model", format!("{name}{shaders}"), start, outcome);
+            let outcome = check_model(&device, &form).await;
+            note("model", format!("{}{shaders}", form.name), start, outcome);
             let start = Instant::now();
-            let outcome = check_gradients(&device, &config, steps, batch).await;
-            note("gradient", format!("{name}{shaders}"), start, outcome);
+            let outcome = check_gradients(&device, &form).await;
+            note("gradient", format!("{}{shaders}", form.name), start, outcome);
         }
         for case in traps() {
             let start = Instant::now();

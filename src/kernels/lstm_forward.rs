@@ -9,7 +9,7 @@
 //! On entry `gates [T, B, 4H]` holds the product of all inputs `x W_ih^T + b_ih + b_hh`, on return the
 //! activated gates, which the backward pass needs. `h` and `c` are `[T+1, B, ..]` with the initial
 //! state in row 0 (row T in reverse), so no step is special. The options of the cell, from lengths to layer norm,
-//! are in [`recurrence`](super::recurrence). Equations: `docs/lstm.md`.
+//! are in [`recurrence`]. Equations: `docs/lstm.md`.
 //!
 //! On a GPU a time step is one dispatch; a layer norm and a projection, which need all units of a row, add one each.
 
@@ -441,7 +441,7 @@ impl<T: Float> Worker<'_, T> {
                 let place = (row * GATES + gate) * hidden + unit;
                 let input: [T; N] = tile::load(&self.gates[t][place..], hidden - unit);
                 for lane in 0..N {
-                    pre[lane] = pre[lane] + input[lane];
+                    pre[lane] += input[lane];
                 }
                 if self.kernel.has(NORM) {
                     tile::store(pre, &mut self.gates[t][place..], hidden - unit);
