@@ -12,8 +12,8 @@ struct Params {
 @compute @workgroup_size(1)
 fn main() {
   let low = step[0] + 1.0;
-  if (low == f32(params.carry)) {
-    step[0] = 0.0;
+  if (low >= f32(params.carry)) {
+    step[0] = low - f32(params.carry);
     step[1] += 1.0;
   } else {
     step[0] = low;

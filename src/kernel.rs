@@ -316,7 +316,7 @@ pub(crate) fn sized(sizes: &[u32]) -> Option<u128> {
 /// A value as the sum of two f32, so that the f64 executor loses nothing of a constant.
 pub(crate) fn split(value: f64) -> (f32, f32) {
     let high = value as f32;
-    (high, (value - high as f64) as f32)
+    (high, if high.is_finite() { (value - high as f64) as f32 } else { 0.0 })
 }
 
 /// A grid of `workgroups` workgroups folded into two dimensions of at most 65,535.

@@ -251,13 +251,13 @@ pub struct Cell {
     pub x: Tensor,
     /// Activated gates `[T, B, 4H]`, i, f, g, o.
     pub gates: Tensor,
-    /// `h [T+1, B, H]`.
+    /// `h [T+1, B, P]`, P = H without a projection.
     pub h: Tensor,
     /// `c [T+1, B, H]`.
     pub c: Tensor,
     /// `weight_ih [4H, I]`.
     pub weight_ih: Tensor,
-    /// `weight_hh [4H, H]`.
+    /// `weight_hh [4H, P]`.
     pub weight_hh: Tensor,
     /// Gradients of `gates` before activation, `h` and `c`, where a backward pass was recorded.
     pub gradients: Option<[Tensor; 3]>,

@@ -25,6 +25,8 @@ pub struct Recorder<'p> {
     /// Per slot: does anything want its gradient, and has anything flowed into it yet.
     wanted: Vec<bool>,
     gradient: Vec<Option<SlotId>>,
+    /// Copies, and what they are made of: their gradient is wanted if one of these is.
+    copies: HashMap<SlotId, Vec<SlotId>>,
 }
 
 impl<'p> Recorder<'p> {
@@ -44,6 +46,7 @@ impl<'p> Recorder<'p> {
             phase: Phase::Forward,
             wanted: Vec::new(),
             gradient: Vec::new(),
+            copies: HashMap::new(),
         }
     }
 
@@ -126,6 +129,15 @@ impl<'p> Recorder<'p> {
         Ok(())
     }
 
+    /// Says that `copy` is made of `parts` alone: nobody wants its gradient who does not want theirs.
+    pub(crate) fn note_copy(&mut self, copy: &Tensor, parts: &[&Tensor]) {
+        self.copies.insert(copy.slot, parts.iter().map(|part| part.slot).collect());
+    }
+
+    fn wants(&self, slot: SlotId) -> bool {
+        self.wanted[slot.0] && self.copies.get(&slot).is_none_or(|parts| parts.iter().any(|part| self.wants(*part)))
+    }
+
     /// A path for the slots of a layer: `path` the first time, `path#2` the second, and so on. So a layer can
     /// be recorded several times, which shares its parameters.
     pub fn instance(&mut self, path: &str) -> String {
@@ -148,6 +160,16 @@ impl<'p> Recorder<'p> {
                 Err(Error::config(doing, format!("ids below {vocab_size}"), found))
             }
             _ => Err(Error::config(doing, "token ids", format!("`{}`, a slot of floats", slot.name))),
+        }
+    }
+
+    /// Error: not a whole input of floats of this plan.
+    pub(crate) fn check_input(&self, doing: &str, tensor: &Tensor) -> Result<()> {
+        self.plan.check(doing, tensor)?;
+        let slot = self.plan.slot(tensor.slot);
+        match slot.kind == Kind::Input && tensor.len() == slot.len() {
+            true => Ok(()),
+            false => Err(Error::config(doing, "a whole slot of `input`", format!("`{}`, {:?}", slot.name, slot.kind))),
         }
     }
 
@@ -239,7 +261,7 @@ impl<'p> Recorder<'p> {
     /// `None` when nobody wants it.
     pub fn contribute(&mut self, of: &Tensor) -> Result<Option<(Tensor, bool)>> {
         self.plan.check("recording a gradient", of)?;
-        if !self.wanted[of.slot.0] {
+        if !self.wants(of.slot) {
             return Ok(None);
         }
         if let Some(gradient) = self.gradient(of) {

@@ -390,7 +390,7 @@ fn the_listing_names_every_slot_step_and_byte() {
     )));
     assert_eq!(text.lines().count(), 1 + plan.slots().len() + plan.steps().len());
     assert!(text.contains("Activation        lstm.0.h                           [3, 3, 4] 144 bytes\n"), "{text}");
-    assert!(text.contains("lstm_forward weight_hh=lstm.weight_hh_l0 bias_hh=lstm.bias_hh_l0 gates->lstm.0.gates h->lstm.0.h c->lstm.0.c steps:2 batch:3 hidden:4 has_bias:1\n"), "{text}");
+    assert!(text.contains("lstm_forward weight_hh=lstm.weight_hh_l0 gates->lstm.0.gates h->lstm.0.h c->lstm.0.c steps:2 batch:3 hidden:4 outputs:4\n"), "{text}");
 }
 
 #[test]
@@ -473,18 +473,19 @@ fn steps_that_would_leave_their_slots_are_refused() {
         b_row: 4,
         b_column: 1,
         c_offset: 0,
-        has_bias: 0,
+        biases: 0,
         accumulate: 0,
     };
-    rec.push(fits, &[&a, &b, &b, &c]).unwrap();
+    rec.push_some(fits, &[Some(&a), Some(&b), None, None, Some(&c)]).unwrap();
     for wrong in [
         Matmul { m: 5, ..fits },
         Matmul { k: 0, ..fits },
         Matmul { a_row: 3 << 30, a_column: u32::MAX, k: u32::MAX, m: 5, n: 1, b_row: 0, ..fits },
         Matmul { c_offset: 1, ..fits },
         Matmul { b_column: 2, ..fits },
+        Matmul { biases: 1, ..fits },
     ] {
-        assert!(rec.push(wrong, &[&a, &b, &b, &c]).is_err(), "{wrong:?}");
+        assert!(rec.push_some(wrong, &[Some(&a), Some(&b), None, None, Some(&c)]).is_err(), "{wrong:?}");
     }
     assert!(rec.push(Fill { len: 17, offset: 0, value: 0.0 }, &[&c]).is_err());
     assert!(rec.push(Fill { len: u32::MAX, offset: u32::MAX, value: 0.0 }, &[&c]).is_err());

@@ -90,6 +90,12 @@ pub fn record_rows(
         return Err(Error::shape("recording a copy of columns", wanted, target.shape()));
     }
     let lengths = rows.and_then(|rows| rows.lengths.as_ref());
+    if let (Some(lengths), Some(rows)) = (lengths, rows)
+        && (lengths.offset != 0 || lengths.len() != rows.batch)
+    {
+        let wanted = format!("a whole slot of [{}]", rows.batch);
+        return Err(Error::shape("recording the lengths of a copy of columns", wanted, lengths.shape()));
+    }
     if let Some(rows) = rows.filter(|rows| rows.batch == 0 || source.rows() % rows.batch != 0) {
         return Err(Error::shape(
             "recording a copy of columns",
@@ -135,6 +141,9 @@ impl Kernel for CopyColumns {
     one_shader!("copy_columns", |k| fold_elements(k.rows as u64 * k.width as u64, 256));
 
     fn needs(&self) -> Option<Vec<u128>> {
+        if self.source_stride < self.width || self.target_stride < self.width {
+            return None;
+        }
         let rows = sized(&[self.rows, self.width, self.batch])? / (self.width as u128 * self.batch as u128) - 1;
         let reach = |offset: u32, stride: u32| offset as u128 + rows * stride as u128 + self.width as u128;
         let lengths = if self.has_lengths != 0 { self.batch as u128 } else { 0 };

@@ -46,8 +46,9 @@ impl Kernel for Count {
     fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
         let [Operand::Write(step)] = operands else { unreachable!("bindings of count") };
         step[0] += T::ONE;
-        if step[0] == T::of(self.carry as f64) {
-            step[0] = T::ZERO;
+        let carry = T::of(self.carry as f64);
+        if step[0] >= carry {
+            step[0] = step[0] - carry;
             step[1] += T::ONE;
         }
     }

@@ -388,8 +388,8 @@ impl Kernel for LstmBackward {
         let memory = tile::aligned(&mut scratch.memory, sizes[2] + batch * inner);
         let (x, y) = memory.split_at_mut(sizes[2]);
         if !scratch.is_packed {
-            pack_columns(panels, width, s.weight_hh, outputs);
-            pack_columns(output_panels, width, s.weight_hr, hidden);
+            pack_columns(panels, width, &s.weight_hh[..GATES * hidden * outputs], outputs);
+            pack_columns(output_panels, width, &s.weight_hr[..inner * hidden], hidden);
         }
         let (panels, output_panels) = (&*panels, &*output_panels);
         let groups = tile::row_groups(batch, self.flops());
@@ -398,10 +398,7 @@ impl Kernel for LstmBackward {
         let mut dc = tile::split_rows(s.dc, batch, hidden, &groups).into_iter();
         let mut dnormalized = tile::split_rows(s.dnormalized, batch, NORMS * hidden, &groups).into_iter();
         let mut x = tile::split_rows(x, batch, GATES * hidden, &groups).into_iter().flatten();
-        let mut y: Box<dyn Iterator<Item = &mut [T]>> = match k.has(PROJECTION) {
-            true => Box::new(tile::split_rows(y, batch, outputs, &groups).into_iter().flatten()),
-            false => Box::new(groups.iter().map(|_| &mut [][..])),
-        };
+        let mut y = tile::split_rows(y, batch, outputs, &groups).into_iter().flatten();
         let workers: Vec<_> = groups
             .iter()
             .filter_map(|rows| {
@@ -422,7 +419,7 @@ impl Kernel for LstmBackward {
                     dc: dc.next()?,
                     dnormalized: dnormalized.next()?,
                     x: x.next()?,
-                    y: y.next()?,
+                    y: y.next().unwrap_or_default(),
                 })
             })
             .collect();

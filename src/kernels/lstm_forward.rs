@@ -13,7 +13,7 @@
 //!
 //! On a GPU a time step is one dispatch; a layer norm and a projection, which need all units of a row, add one each.
 
-use super::recurrence::{self, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Recurrence, Variant};
+use super::recurrence::{self, COUPLED, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Recurrence, Variant};
 use crate::error::Result;
 use crate::float::{Float, Vectorized};
 use crate::kernel::{
@@ -53,6 +53,9 @@ pub fn step(of: &Recurrence) -> Result<(LstmForward, [Option<&Tensor>; 11])> {
     ];
     Ok((LstmForward(of.variant()?), operands))
 }
+
+/// The `override` declarations of `lstm_forward_norm`.
+const NORM_OPTIONS: &[&str] = &["has_lengths", "has_peephole", "has_mask", "coupled", "has_cell_clip", "projected"];
 
 /// The operands by name.
 struct Slots<'a, T> {
@@ -143,9 +146,7 @@ impl Kernel for LstmForward {
                 name: "lstm_forward_norm",
                 source: include_str!("../../shaders/lstm_forward_norm.wgsl"),
                 suits: |k, _| k.0.has(NORM) && !k.0.has(PROJECTION),
-                constants: |k| {
-                    k.0.constants(&["has_lengths", "has_peephole", "has_mask", "coupled", "has_cell_clip", "projected"])
-                },
+                constants: |k| k.0.constants(NORM_OPTIONS),
                 grid: |k| fold(k.0.batch as u64),
                 binds: Some(&[1, 3, 2, 4, 5, 6, 9, 10]),
             },
@@ -154,9 +155,7 @@ impl Kernel for LstmForward {
                 name: "lstm_forward_norm",
                 source: include_str!("../../shaders/lstm_forward_norm.wgsl"),
                 suits: |k, _| k.0.has(NORM) && k.0.has(PROJECTION),
-                constants: |k| {
-                    k.0.constants(&["has_lengths", "has_peephole", "has_mask", "coupled", "has_cell_clip", "projected"])
-                },
+                constants: |k| k.0.constants(NORM_OPTIONS),
                 grid: |k| fold(k.0.batch as u64),
                 binds: Some(&[1, 3, 7, 4, 5, 6, 9, 10]),
             },
@@ -250,7 +249,7 @@ impl Kernel for LstmForward {
                 let c_before = s.c[before * hidden + j];
                 let i = (s.gates[at(0, j)] + peephole(0, j) * c_before).sigmoid();
                 let f = (s.gates[at(1, j)] + peephole(1, j) * c_before + k.forget_bias()).sigmoid();
-                let f = if k.has(recurrence::COUPLED) { T::ONE - i } else { f };
+                let f = if k.has(COUPLED) { T::ONE - i } else { f };
                 let g = s.gates[at(2, j)].tanh();
                 let mask = if k.has(MASK) { s.mask[k.mask_at(t, row) + j] } else { T::ONE };
                 for (gate, value) in [i, f, g].into_iter().enumerate() {
@@ -314,10 +313,7 @@ impl Kernel for LstmForward {
         let mut m = tile::split_rows(s.m, batch, hidden, &groups).into_iter();
         let mut normalized = tile::split_rows(s.normalized, batch, NORMS * (hidden + 1), &groups).into_iter();
         let mut x = tile::split_rows(x, batch, outputs, &groups).into_iter().flatten();
-        let mut y: Box<dyn Iterator<Item = &mut [T]>> = match k.has(PROJECTION) {
-            true => Box::new(tile::split_rows(y, batch, hidden, &groups).into_iter().flatten()),
-            false => Box::new(groups.iter().map(|_| &mut [][..])),
-        };
+        let mut y = tile::split_rows(y, batch, hidden, &groups).into_iter().flatten();
         let workers: Vec<_> = groups
             .iter()
             .filter_map(|rows| {
@@ -337,7 +333,7 @@ impl Kernel for LstmForward {
                     m: m.next()?,
                     normalized: normalized.next()?,
                     x: x.next()?,
-                    y: y.next()?,
+                    y: y.next().unwrap_or_default(),
                 })
             })
             .collect();
@@ -390,77 +386,111 @@ struct Worker<'a, T> {
 impl<T: Float> Vectorized for Worker<'_, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
-        let [steps, _, hidden, outputs] = self.kernel.sizes();
-        let direction = self.kernel.direction();
-        let size = outputs * GATES * N;
+        let k = self.kernel;
+        let [steps, _, hidden, outputs] = k.sizes();
+        let direction = k.direction();
         for n in 0..steps {
             let t = direction.time(n, steps);
-            tile::interleave(self.h[direction.row_before(t)], outputs, R, self.x);
+            let (before, after) = (direction.row_before(t), direction.row_after(t));
+            let (h_before, h_after) = tile::pair(&mut self.h, before, after);
+            let (c_before, c_after) = tile::pair(&mut self.c, before, after);
+            tile::interleave(h_before, outputs, R, self.x);
+            let mut step = Step {
+                k,
+                gates: self.gates[t],
+                h_before,
+                h_after,
+                c_before,
+                c_after,
+                m: self.m.get_mut(t).map_or(&mut [], |m| m),
+                normalized: self.normalized.get_mut(t).map_or(&mut [], |normalized| normalized),
+                peephole: self.peephole,
+                mask: if k.has(MASK) { &self.mask[k.mask_at(t, self.rows.start)..] } else { &[] },
+                norm: self.norm,
+            };
             for p in 0..self.units / N {
-                let panel = &self.panels[p * size..(p + 1) * size];
+                let panel = &self.panels[p * outputs * GATES * N..][..outputs * GATES * N];
                 for rows in tile::blocks(self.rows.len(), R) {
-                    tile::with_rows!(rows.len(), self.block::<N, FMA>(t, p, panel, rows.clone()));
+                    let x = &self.x[rows.start * outputs..rows.end * outputs];
+                    tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, p * N, x, panel));
                 }
             }
-            if self.kernel.has(NORM) {
-                (0..self.rows.len()).for_each(|row| self.norm_row::<N>(t, row));
+            if k.has(NORM) {
+                (0..self.rows.len()).for_each(|row| step.norm_row::<N>(row));
             }
-            if self.kernel.has(PROJECTION) {
-                tile::interleave(self.m[t], hidden, R, self.y);
+            if k.has(PROJECTION) {
+                tile::interleave(step.m, hidden, R, self.y);
                 for p in 0..outputs.div_ceil(4 * N) {
                     let panel = &self.output_panels[p * hidden * 4 * N..][..hidden * 4 * N];
                     for rows in tile::blocks(self.rows.len(), R) {
-                        tile::with_rows!(rows.len(), self.project::<N, FMA>(t, p, panel, rows.clone()));
+                        let y = &self.y[rows.start * hidden..rows.end * hidden];
+                        tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, p * 4 * N, y, panel));
                     }
                 }
             }
-            if self.kernel.has(LENGTHS) {
-                self.carry(t);
+            if k.has(LENGTHS) {
+                let lengths = &self.lengths[self.rows.clone()];
+                let ended = lengths.iter().enumerate().filter(|(_, length)| t >= **length as usize);
+                ended.for_each(|(row, _)| step.carry(row));
             }
         }
     }
 }
 
-impl<T: Float> Worker<'_, T> {
-    /// One panel of units for `R` rows at time `t`.
+/// One time step of some batch rows.
+struct Step<'a, T> {
+    k: &'a Variant,
+    gates: &'a mut [T],
+    h_before: &'a [T],
+    h_after: &'a mut [T],
+    c_before: &'a [T],
+    c_after: &'a mut [T],
+    m: &'a mut [T],
+    normalized: &'a mut [T],
+    peephole: &'a [T],
+    mask: &'a [T],
+    norm: &'a [T],
+}
+
+impl<T: Float> Step<'_, T> {
+    /// `N` units from `unit` on, of `R` rows from `first` on.
     #[inline(always)]
-    fn block<const N: usize, const R: usize, const FMA: bool>(
+    fn units<const N: usize, const R: usize, const FMA: bool>(
         &mut self,
-        t: usize,
-        p: usize,
+        first: usize,
+        unit: usize,
+        x: &[T],
         panel: &[T],
-        rows: Range<usize>,
     ) {
-        let [_, _, hidden, outputs] = self.kernel.sizes();
-        let sums = tile::multiply::<T, N, R, FMA>(&self.x[rows.start * outputs..rows.end * outputs], panel);
-        let unit = p * N;
+        let hidden = self.k.hidden as usize;
+        let sums = tile::multiply::<T, N, R, FMA>(x, panel);
         for r in 0..R {
-            let row = rows.start + r;
+            let row = first + r;
             let mut pre = sums[r];
             for (gate, pre) in pre.iter_mut().enumerate() {
                 let place = (row * GATES + gate) * hidden + unit;
-                let input: [T; N] = tile::load(&self.gates[t][place..], hidden - unit);
+                let input: [T; N] = tile::load(&self.gates[place..], hidden - unit);
                 for lane in 0..N {
                     pre[lane] += input[lane];
                 }
-                if self.kernel.has(NORM) {
-                    tile::store(pre, &mut self.gates[t][place..], hidden - unit);
+                if self.k.has(NORM) {
+                    tile::store(pre, &mut self.gates[place..], hidden - unit);
                 }
             }
-            if !self.kernel.has(NORM) {
-                let c = self.state(t, row, unit, &mut pre);
-                self.emit(t, row, unit, &pre, c);
+            if !self.k.has(NORM) {
+                let c = self.state(row, unit, &mut pre);
+                self.emit(row, unit, &pre, c);
             }
         }
     }
 
     /// i, f, g from their pre-activations, and `f c[before] + i g`, for `N` units of one row.
     #[inline(always)]
-    fn state<const N: usize>(&mut self, t: usize, row: usize, unit: usize, pre: &mut [[T; N]; GATES]) -> [T; N] {
-        let k = self.kernel;
+    fn state<const N: usize>(&mut self, row: usize, unit: usize, pre: &mut [[T; N]; GATES]) -> [T; N] {
+        let k = self.k;
         let hidden = k.hidden as usize;
-        let valid = hidden - unit;
-        let c_before: [T; N] = tile::load(&self.c[k.direction().row_before(t)][row * hidden + unit..], valid);
+        let (valid, at) = (hidden - unit, row * hidden + unit);
+        let c_before: [T; N] = tile::load(&self.c_before[at..], valid);
         if k.has(PEEPHOLE) {
             for gate in 0..2 {
                 let w: [T; N] = tile::load(&self.peephole[gate * hidden + unit..], valid);
@@ -470,36 +500,38 @@ impl<T: Float> Worker<'_, T> {
             }
         }
         let forget_bias: T = k.forget_bias();
-        let mut mask = [T::ONE; N];
-        if k.has(MASK) {
-            mask = tile::load(&self.mask[k.mask_at(t, self.rows.start + row) + unit..], valid);
-        }
-        let mut c = [T::ZERO; N];
         for lane in 0..N {
             pre[0][lane] = pre[0][lane].sigmoid();
             pre[1][lane] = (pre[1][lane] + forget_bias).sigmoid();
             pre[2][lane] = pre[2][lane].tanh();
         }
-        if k.has(recurrence::COUPLED) {
+        if k.has(COUPLED) {
             for lane in 0..N {
                 pre[1][lane] = T::ONE - pre[0][lane];
             }
         }
-        for lane in 0..N {
-            c[lane] = pre[1][lane] * c_before[lane] + pre[0][lane] * pre[2][lane] * mask[lane];
-        }
         for gate in 0..3 {
-            tile::store(&pre[gate], &mut self.gates[t][(row * GATES + gate) * hidden + unit..], valid);
+            tile::store(&pre[gate], &mut self.gates[(row * GATES + gate) * hidden + unit..], valid);
+        }
+        if k.has(MASK) {
+            let mask: [T; N] = tile::load(&self.mask[at..], valid);
+            for lane in 0..N {
+                pre[2][lane] = pre[2][lane] * mask[lane];
+            }
+        }
+        let mut c = [T::ZERO; N];
+        for lane in 0..N {
+            c[lane] = pre[1][lane] * c_before[lane] + pre[0][lane] * pre[2][lane];
         }
         c
     }
 
     /// o, c and the cell's output from the new state, for `N` units of one row.
     #[inline(always)]
-    fn emit<const N: usize>(&mut self, t: usize, row: usize, unit: usize, pre: &[[T; N]; GATES], mut c: [T; N]) {
-        let k = self.kernel;
+    fn emit<const N: usize>(&mut self, row: usize, unit: usize, pre: &[[T; N]; GATES], mut c: [T; N]) {
+        let k = self.k;
         let hidden = k.hidden as usize;
-        let valid = hidden - unit;
+        let (valid, at) = (hidden - unit, row * hidden + unit);
         if let Some(limit) = k.cell_clip() {
             for lane in 0..N {
                 c[lane] = clip(c[lane], limit);
@@ -517,90 +549,79 @@ impl<T: Float> Worker<'_, T> {
             o[lane] = o[lane].sigmoid();
             m[lane] = o[lane] * c[lane].tanh();
         }
-        let after = k.direction().row_after(t);
-        tile::store(&o, &mut self.gates[t][(row * GATES + 3) * hidden + unit..], valid);
-        tile::store(&c, &mut self.c[after][row * hidden + unit..], valid);
-        let output = if k.has(PROJECTION) { &mut *self.m[t] } else { &mut *self.h[after] };
-        tile::store(&m, &mut output[row * hidden + unit..], valid);
+        tile::store(&o, &mut self.gates[(row * GATES + 3) * hidden + unit..], valid);
+        tile::store(&c, &mut self.c_after[at..], valid);
+        let output = if k.has(PROJECTION) { &mut *self.m } else { &mut *self.h_after };
+        tile::store(&m, &mut output[at..], valid);
     }
 
     /// The cell of a row whose pre-activations lie in `gates`, with its norms.
     #[inline(always)]
-    fn norm_row<const N: usize>(&mut self, t: usize, row: usize) {
-        let k = self.kernel;
+    fn norm_row<const N: usize>(&mut self, row: usize) {
+        let k = self.k;
         let hidden = k.hidden as usize;
-        let after = k.direction().row_after(t);
-        let epsilon = k.epsilon();
-        let kept = row * NORMS * (hidden + 1)..(row + 1) * NORMS * (hidden + 1);
+        let kept = &mut self.normalized[row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)];
         for gate in 0..GATES {
-            let place = (row * GATES + gate) * hidden;
-            let values = &mut self.gates[t][place..place + hidden];
-            layer_norm(values, gate, self.norm, epsilon, &mut self.normalized[t][kept.clone()]);
+            let values = &mut self.gates[(row * GATES + gate) * hidden..][..hidden];
+            layer_norm(values, gate, self.norm, k.epsilon(), kept);
         }
         for unit in (0..hidden).step_by(N) {
-            let mut pre: [[T; N]; GATES] = self.load_gates(t, row, unit);
-            let c = self.state(t, row, unit, &mut pre);
-            tile::store(&c, &mut self.c[after][row * hidden + unit..], hidden - unit);
+            let mut pre: [[T; N]; GATES] = self.load_gates(row, unit);
+            let c = self.state(row, unit, &mut pre);
+            tile::store(&c, &mut self.c_after[row * hidden + unit..], hidden - unit);
         }
-        let values = &mut self.c[after][row * hidden..(row + 1) * hidden];
-        layer_norm(values, GATES, self.norm, epsilon, &mut self.normalized[t][kept]);
+        let kept = &mut self.normalized[row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)];
+        layer_norm(&mut self.c_after[row * hidden..][..hidden], GATES, self.norm, k.epsilon(), kept);
         for unit in (0..hidden).step_by(N) {
-            let pre: [[T; N]; GATES] = self.load_gates(t, row, unit);
-            let c: [T; N] = tile::load(&self.c[after][row * hidden + unit..], hidden - unit);
-            self.emit(t, row, unit, &pre, c);
+            let pre: [[T; N]; GATES] = self.load_gates(row, unit);
+            let c: [T; N] = tile::load(&self.c_after[row * hidden + unit..], hidden - unit);
+            self.emit(row, unit, &pre, c);
         }
     }
 
     #[inline(always)]
-    fn load_gates<const N: usize>(&self, t: usize, row: usize, unit: usize) -> [[T; N]; GATES] {
-        let hidden = self.kernel.hidden as usize;
-        std::array::from_fn(|gate| tile::load(&self.gates[t][(row * GATES + gate) * hidden + unit..], hidden - unit))
+    fn load_gates<const N: usize>(&self, row: usize, unit: usize) -> [[T; N]; GATES] {
+        let hidden = self.k.hidden as usize;
+        std::array::from_fn(|gate| tile::load(&self.gates[(row * GATES + gate) * hidden + unit..], hidden - unit))
     }
 
-    /// One panel of outputs for `R` rows at time `t`.
+    /// `4 N` outputs of the projection from `output` on, of `R` rows from `first` on.
     #[inline(always)]
-    fn project<const N: usize, const R: usize, const FMA: bool>(
+    fn outputs<const N: usize, const R: usize, const FMA: bool>(
         &mut self,
-        t: usize,
-        p: usize,
+        first: usize,
+        output: usize,
+        y: &[T],
         panel: &[T],
-        rows: Range<usize>,
     ) {
-        let [_, _, hidden, outputs] = self.kernel.sizes();
-        let after = self.kernel.direction().row_after(t);
-        let sums = tile::multiply::<T, N, R, FMA>(&self.y[rows.start * hidden..rows.end * hidden], panel);
+        let outputs = self.k.outputs as usize;
+        let sums = tile::multiply::<T, N, R, FMA>(y, panel);
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
-            let output = (p * 4 + v) * N;
+            let output = output + v * N;
             if output < outputs {
                 let mut h = sums[r][v];
-                if let Some(limit) = self.kernel.output_clip() {
+                if let Some(limit) = self.k.output_clip() {
                     h.iter_mut().for_each(|h| *h = clip(*h, limit));
                 }
-                tile::store(&h, &mut self.h[after][(rows.start + r) * outputs + output..], outputs - output);
+                tile::store(&h, &mut self.h_after[(first + r) * outputs + output..], outputs - output);
             }
         }
     }
 
-    /// What rows have at and past their length, whatever was computed for them.
+    /// What a row has at and past its length, whatever was computed for it.
     #[inline(always)]
-    fn carry(&mut self, t: usize) {
-        let k = self.kernel;
-        let [_, _, hidden, outputs] = k.sizes();
-        let (before, after) = (k.direction().row_before(t), k.direction().row_after(t));
-        for row in (0..self.rows.len()).filter(|row| t >= self.lengths[self.rows.start + row] as usize) {
-            for (gate, value) in [T::ZERO, T::ONE, T::ZERO, T::ZERO].into_iter().enumerate() {
-                self.gates[t][(row * GATES + gate) * hidden..][..hidden].fill(value);
-            }
-            let (c_before, c_after) = tile::pair(&mut self.c, before, after);
-            c_after[row * hidden..][..hidden].copy_from_slice(&c_before[row * hidden..][..hidden]);
-            let (h_before, h_after) = tile::pair(&mut self.h, before, after);
-            h_after[row * outputs..][..outputs].copy_from_slice(&h_before[row * outputs..][..outputs]);
-            if k.has(PROJECTION) {
-                self.m[t][row * hidden..][..hidden].fill(T::ZERO);
-            }
-            if k.has(NORM) {
-                self.normalized[t][row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)].fill(T::ZERO);
-            }
+    fn carry(&mut self, row: usize) {
+        let [_, _, hidden, outputs] = self.k.sizes();
+        for (gate, value) in [T::ZERO, T::ONE, T::ZERO, T::ZERO].into_iter().enumerate() {
+            self.gates[(row * GATES + gate) * hidden..][..hidden].fill(value);
+        }
+        self.c_after[row * hidden..][..hidden].copy_from_slice(&self.c_before[row * hidden..][..hidden]);
+        self.h_after[row * outputs..][..outputs].copy_from_slice(&self.h_before[row * outputs..][..outputs]);
+        if self.k.has(PROJECTION) {
+            self.m[row * hidden..][..hidden].fill(T::ZERO);
+        }
+        if self.k.has(NORM) {
+            self.normalized[row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)].fill(T::ZERO);
         }
     }
 }

@@ -106,7 +106,7 @@ parameters! {
         reverse: u32,
         /// Which options are on: `LENGTHS`, `PEEPHOLE`, ..
         options: u32,
-        /// T, or 1 where one mask serves all steps.
+        /// Steps of the mask: T, 1 where one serves all of them, 0 for none.
         mask_steps: u32,
         /// Added to the pre-activation of f.
         forget_bias: f32,
@@ -211,8 +211,12 @@ impl Variant {
     /// Elements of each slot.
     pub(super) fn lengths_of_slots(&self) -> Option<SlotSizes> {
         let Self { steps, batch, hidden, outputs, .. } = *self;
+        if !self.has(PROJECTION) && (outputs != hidden || self.has(OUTPUT_CLIP)) {
+            return None;
+        }
         let of = |option: u32, size: u128| if self.has(option) { size } else { 0 };
         let rows = sized(&[steps, batch])?;
+        let mask = if self.has(MASK) { sized(&[self.mask_steps, batch, hidden])? } else { 0 };
         let (hidden, outputs, batch) = (sized(&[hidden])?, sized(&[outputs])?, batch as u128);
         Some(SlotSizes {
             weight_hh: 4 * hidden * outputs,
@@ -221,7 +225,7 @@ impl Variant {
             c: (rows + batch) * hidden,
             lengths: of(LENGTHS, batch),
             peephole: of(PEEPHOLE, 3 * hidden),
-            mask: of(MASK, sized(&[self.mask_steps])? * batch * hidden),
+            mask,
             weight_hr: of(PROJECTION, outputs * hidden),
             m: of(PROJECTION, rows * hidden),
             norm: of(NORM, 10 * hidden),
@@ -318,6 +322,19 @@ impl Recurrence {
             expect("layer_norm", weight, &[2, NORMS * hidden])?;
             expect("normalized", normalized, &[steps, batch, NORMS * hidden + NORMS])?;
         }
+        let CellOptions { forget_bias, cell_clip, output_clip, epsilon, .. } = self.options;
+        let above_zero = |v: f64| (v as f32).is_finite() && v as f32 > 0.0;
+        for (what, value, good) in [
+            ("forget bias", forget_bias, (forget_bias as f32).is_finite()),
+            ("cell clip", cell_clip.unwrap_or(1.0), cell_clip.is_none_or(above_zero)),
+            ("output clip", output_clip.unwrap_or(1.0), output_clip.is_none_or(above_zero)),
+            ("epsilon of the norm", epsilon, self.norm.is_none() || above_zero(epsilon)),
+        ] {
+            if !good {
+                let wanted = "a finite number (above 0 but for the forget bias), also in f32";
+                return Err(Error::config(format!("the {what} of an LSTM"), wanted, value));
+            }
+        }
         let (forget_bias, forget_bias_rest) = split(self.options.forget_bias);
         let (cell_clip, cell_clip_rest) = split(self.options.cell_clip.unwrap_or(0.0));
         let (output_clip, output_clip_rest) = split(self.options.output_clip.unwrap_or(0.0));
@@ -329,7 +346,7 @@ impl Recurrence {
             outputs: outputs as u32,
             reverse: (self.direction == Direction::Reverse) as u32,
             options,
-            mask_steps: if every_step { steps as u32 } else { 1 },
+            mask_steps: if every_step { steps as u32 } else { self.mask.is_some() as u32 },
             forget_bias,
             forget_bias_rest,
             cell_clip,

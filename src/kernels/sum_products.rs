@@ -80,6 +80,9 @@ impl Kernel for SumProducts {
 
     fn needs(&self) -> Option<Vec<u128>> {
         let (before_last, width) = (sized(&[self.rows])? - 1, sized(&[self.width])?);
+        if self.a_stride < self.width || self.b_stride < self.width {
+            return None;
+        }
         let reach = |offset: u32, stride: u32| offset as u128 + before_last * stride as u128 + width;
         let sums = self.sums_offset as u128 + width;
         Some(vec![reach(self.a_offset, self.a_stride), reach(self.b_offset, self.b_stride), sums])

@@ -53,6 +53,7 @@ pub(super) fn concatenate_rows(
     let mut shape = lead.to_vec();
     shape.push(parts.iter().map(|p| p.columns()).sum());
     let y = rec.activation(name, &shape)?;
+    rec.note_copy(&y, parts);
     let mut places = Vec::new();
     let mut at = 0;
     for part in parts {
@@ -80,6 +81,7 @@ pub fn multiply(rec: &mut Recorder<'_>, name: &str, x: &Tensor, factor: &Tensor)
         return Err(Error::shape("recording a product", format!("the last axes of {:?}", x.shape()), factor.shape()));
     }
     let y = rec.activation(name, x.shape())?;
+    rec.note_copy(&y, &[x]);
     multiply::record(rec, x, factor, (&y, false))?;
     let (x, factor, of) = (x.clone(), factor.clone(), y.clone());
     rec.on_backward(move |rec| {
@@ -109,10 +111,14 @@ pub(super) fn highway(
         let Some(dy) = rec.gradient(&of) else { return Ok(()) };
         // the layer below made x, so its gradient is always wanted; that of h is the layer's own
         let (dcarry, dx) = (rec.activation(&format!("{name}.dcarry"), carry.shape())?, rec.contribute(&x)?);
-        let dh = rec.contribute(&h)?;
-        if let (Some((dx, dx_adds)), Some((dh, dh_adds))) = (dx, dh) {
-            highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, (&dx, dx_adds), (&dh, dh_adds))?;
-        }
+        let (Some((dx, dx_adds)), Some((dh, dh_adds))) = (dx, rec.contribute(&h)?) else {
+            return Err(Error::config(
+                "recording a highway's backward",
+                "gradients of both of its ways",
+                "one of them",
+            ));
+        };
+        highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, (&dx, dx_adds), (&dh, dh_adds))?;
         contribute_products(rec, &dcarry, &x, &weight)?;
         contribute_biases(rec, &format!("{name}.sum_dcarry"), &dcarry, &[&bias])
     });

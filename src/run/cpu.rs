@@ -37,7 +37,16 @@ impl<T: Float> Memory<T> {
     pub fn new(plan: &Plan, twins: bool) -> Result<Self> {
         let of = |wanted: bool, len: usize| if wanted { len } else { 0 };
         let is_tokens = |s: &Slot| matches!(s.kind, Kind::Tokens { .. });
-        check_memory(plan.bytes() / 4 * size_of::<T>() as u64)?;
+        let parameter = |id: &SlotId| matches!(plan.slot(*id).storage, Storage::Parameters(_));
+        let trains = plan.steps().iter().flat_map(|step| step.written()).any(|id| parameter(&id));
+        let packs = |step: &Step| -> Vec<SlotId> {
+            step.operation.packs().iter().filter_map(|at| step.operands[*at]).collect()
+        };
+        let keeps: Vec<bool> = plan.steps().iter().map(|step| !trains && packs(step).iter().all(parameter)).collect();
+        // what is packed is about as large as the operands
+        let kept = plan.steps().iter().zip(&keeps).filter(|(_, keeps)| **keeps).flat_map(|(step, _)| packs(step));
+        let kept: u64 = kept.map(|id| plan.slot(id).bytes()).sum();
+        check_memory((plan.bytes() + kept) / 4 * size_of::<T>() as u64)?;
         let own: Vec<Vec<T>> = plan
             .slots()
             .iter()
@@ -49,11 +58,6 @@ impl<T: Float> Memory<T> {
         let floats = own.iter().map(Vec::len).sum::<usize>() + parameters.len() + gradients.len();
         let bytes = floats * size_of::<T>() + tokens.iter().map(Vec::len).sum::<usize>() * 4;
         let counters = Counters::default();
-        let parameter =
-            |id: &Option<SlotId>| id.is_none_or(|id| matches!(plan.slot(id).storage, Storage::Parameters(_)));
-        let trains = plan.steps().iter().flat_map(|step| step.written()).any(|id| parameter(&Some(id)));
-        let constant = |step: &Step| step.operation.packs().iter().all(|at| parameter(&step.operands[*at]));
-        let keeps = plan.steps().iter().map(|step| !trains && constant(step)).collect();
         let packed = plan.steps().iter().map(|_| (0, Vec::new())).collect();
         let (scratch, bytes) = (Scratch::default(), bytes as u64);
         Ok(Memory { own, tokens, parameters, gradients, scratch, packed, keeps, version: 1, counters, bytes, twins })

@@ -208,6 +208,9 @@ impl LstmConfig {
         check_size("layers of an LSTM", self.hidden_sizes.len())?;
         for (layer, hidden) in self.hidden_sizes.iter().copied().enumerate() {
             check_size("hidden_size of an LSTM", hidden)?;
+            if self.connection == Connection::Highway && layer > 0 {
+                check_count("a highway's weight of an LSTM", &[self.layer_input_size(layer); 2])?;
+            }
             let (outputs, input) = (self.state_sizes(layer).0, self.layer_input_size(layer));
             check_count("a weight of an LSTM", &[4, hidden, input.max(hidden).max(outputs)])?;
             if let Some(proj_size) = self.proj_size {
@@ -218,17 +221,20 @@ impl LstmConfig {
             true => Ok(()),
             false => Err(Error::config(format!("{what} of an LSTM"), wanted, value)),
         };
-        number("forget_bias", "a finite number", self.forget_bias, self.forget_bias.is_finite())?;
+        // as f32, which is what a device computes in
+        let finite = |v: f64| (v as f32).is_finite();
+        number("forget_bias", "a finite number", self.forget_bias, finite(self.forget_bias))?;
         for (what, limit) in [("cell_clip", self.cell_clip), ("proj_clip", self.proj_clip)] {
             let limit = limit.unwrap_or(1.0);
-            number(what, "a finite number above 0", limit, limit.is_finite() && limit > 0.0)?;
+            number(what, "a finite number above 0", limit, finite(limit) && limit as f32 > 0.0)?;
         }
-        let epsilon = self.layer_norm.unwrap_or(0.0);
+        // with 0 a row of equal values would be 0 / 0
+        let epsilon = self.layer_norm.unwrap_or(1.0);
         number(
             "epsilon of the layer norm",
-            "a finite number, at least 0",
+            "a finite number above 0",
             epsilon,
-            epsilon.is_finite() && epsilon >= 0.0,
+            finite(epsilon) && epsilon as f32 > 0.0,
         )?;
         for (what, p) in [("dropout", self.dropout), ("recurrent_dropout", self.recurrent_dropout)] {
             number(what, "at least 0 and below 1", p, (0.0..1.0).contains(&p))?;

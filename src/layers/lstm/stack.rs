@@ -32,7 +32,7 @@ pub struct LstmInputs<'a> {
     pub lengths: Option<&'a Tensor>,
     /// Drops values as the configuration says; without it nothing is dropped.
     pub dropout: Option<&'a Dropout>,
-    /// What g is multiplied by, `[T, B, H]` or `[B, H]`, in place of masks drawn by `dropout`.
+    /// What g is multiplied by, time first in any case: `[T, B, H]` or `[B, H]`, in place of masks drawn by `dropout`.
     pub masks: Option<&'a [Tensor]>,
     /// Also give every c.
     pub cells: bool,
@@ -53,18 +53,22 @@ pub struct LstmOutput {
 
 impl LstmOutput {
     /// Copies the final state to the slots `initial` that the LSTM was recorded from, so that the next run of the plan
-    /// goes on where this one ends. (No gradient flows from one run into another.)
+    /// goes on where this one ends. (No gradient flows from one run into another.) Errors: a target that is not a whole
+    /// input of the plan and of the state's shape.
     pub fn carry(&self, rec: &mut Recorder<'_>, initial: &[LstmState]) -> Result<()> {
         if initial.len() != self.state.len() {
             let (wanted, found) = (self.state.len().to_string(), initial.len());
             return Err(Error::config("states to carry an LSTM's state to", wanted, found));
         }
-        for (from, to) in self.state.iter().zip(initial) {
-            for (from, to) in [(&from.h, &to.h), (&from.c, &to.c)] {
-                copy_columns::record(rec, (from, 0), (to, 0), from.columns(), false)?;
+        let pairs = || self.state.iter().zip(initial).flat_map(|(from, to)| [(&from.h, &to.h), (&from.c, &to.c)]);
+        for (from, to) in pairs() {
+            rec.check_input("carrying the state of an LSTM", to)?;
+            if from.shape() != to.shape() {
+                let wanted = format!("{:?}", from.shape());
+                return Err(Error::shape("carrying the state of an LSTM", wanted, to.shape()));
             }
         }
-        Ok(())
+        pairs().try_for_each(|(from, to)| copy_columns::record(rec, (from, 0), (to, 0), from.columns(), false))
     }
 }
 
@@ -80,6 +84,7 @@ impl Lstm {
     /// of states or masks, lengths that may exceed T.
     pub fn record_with(&self, rec: &mut Recorder<'_>, x: &Tensor, inputs: LstmInputs<'_>) -> Result<LstmOutput> {
         let config = &self.config;
+        config.validate()?;
         let (layers, directions) = (config.layers(), config.directions());
         let count = layers * directions.len();
         for (what, found) in
@@ -112,14 +117,16 @@ impl Lstm {
         let x = concatenate_rows(rec, &format!("{name}.x"), &[&x], &shape[..2], rows.as_ref())?;
         let rows = rows.map(|rows| rows.reversed());
 
+        let user = inputs.dropout.map_or(0, Dropout::user);
         let mut state: Vec<Option<Outputs>> = (0..count).map(|_| None).collect();
         let mut one = |rec: &mut Recorder<'_>, layer: usize, direction: Direction, x: &Tensor| -> Result<Tensor> {
             let index = layer * directions.len() + (direction == Direction::Reverse) as usize;
             let mut initial = inputs.initial.map(|states| states[index].clone());
             if let (true, Some(state)) = (unbatched, &mut initial) {
                 for tensor in [&mut state.h, &mut state.c] {
-                    let len = tensor.len();
-                    *tensor = tensor.reshape(&[1, len])?;
+                    if let [len] = *tensor.shape() {
+                        *tensor = tensor.reshape(&[1, len])?;
+                    }
                 }
             }
             let mask = match (inputs.masks, inputs.dropout) {
@@ -127,7 +134,7 @@ impl Lstm {
                 (None, Some(dropout)) => {
                     let shape = [steps, batch, config.hidden_sizes[layer]];
                     let place = Place { layer, direction, recurrent: true };
-                    dropout.mask(rec, (name, place), config.recurrent_dropout, &shape, config.variational)?
+                    dropout.mask(rec, (name, user, place), config.recurrent_dropout, &shape, config.variational)?
                 }
                 (None, None) => None,
             };
@@ -143,7 +150,7 @@ impl Lstm {
             match inputs.dropout {
                 Some(dropout) if layer + 1 < layers => {
                     let place = Place { layer, direction, recurrent: false };
-                    match dropout.mask(rec, (name, place), config.dropout, y.shape(), config.variational)? {
+                    match dropout.mask(rec, (name, user, place), config.dropout, y.shape(), config.variational)? {
                         Some(mask) => ops::multiply(rec, &format!("{}.dropped", place.path(name)), &y, &mask),
                         None => Ok(y),
                     }
