@@ -897,7 +897,7 @@ fn parts_that_the_lstm_and_the_layer_do_not_share_are_refused() {
             "tensor `layer_norm_l0`: the LSTM was declared without a layer norm",
         ),
         (
-            &config.clone().with_layer_norm(0.0),
+            &config.clone().with_layer_norm(1e-5),
             &plain,
             "tensor `layer_norm_l0`: the LSTM was declared with a layer norm",
         ),
