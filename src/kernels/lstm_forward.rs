@@ -397,6 +397,7 @@ impl<T: Float> Vectorized for Worker<'_, T> {
             tile::interleave(h_before, outputs, R, self.x);
             let mut step = Step {
                 k,
+                forget_bias: k.forget_bias(),
                 gates: self.gates[t],
                 h_before,
                 h_after,
@@ -440,6 +441,7 @@ impl<T: Float> Vectorized for Worker<'_, T> {
 /// One time step of some batch rows.
 struct Step<'a, T> {
     k: &'a Variant,
+    forget_bias: T,
     gates: &'a mut [T],
     h_before: &'a [T],
     h_after: &'a mut [T],
@@ -499,10 +501,9 @@ impl<T: Float> Step<'_, T> {
                 }
             }
         }
-        let forget_bias: T = k.forget_bias();
         for lane in 0..N {
             pre[0][lane] = pre[0][lane].sigmoid();
-            pre[1][lane] = (pre[1][lane] + forget_bias).sigmoid();
+            pre[1][lane] = (pre[1][lane] + self.forget_bias).sigmoid();
             pre[2][lane] = pre[2][lane].tanh();
         }
         if k.has(COUPLED) {

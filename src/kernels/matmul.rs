@@ -210,21 +210,18 @@ impl Kernel for Matmul {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         let c = &mut c[self.c_offset as usize..][..m * n];
         let mut read_c = self.accumulate != 0;
-        for bias in [&*first, &*second].into_iter().take(self.biases as usize) {
+        let biases = [&first[..], &second[..]].map(|bias| bias.get(..n).unwrap_or_default());
+        let biases = &biases[..self.biases as usize];
+        if self.a_column == 1 && self.b_row == 1 && (self.a_row == self.k || self.m == 1) {
+            let (x, w) = (&a[self.a_offset as usize..][..m * k], &b[self.b_offset as usize..]);
+            return self.by_rows(x, w, biases, c, scratch);
+        }
+        for bias in biases {
             for row in c.chunks_exact_mut(n) {
                 let add = |c: &mut T, b: &T| *c = if read_c { *c + *b } else { *b };
-                row.iter_mut().zip(&bias[..n]).for_each(|(c, b)| add(c, b));
+                row.iter_mut().zip(*bias).for_each(|(c, b)| add(c, b));
             }
             read_c = true;
-        }
-        if self.a_column == 1 && self.b_row == 1 && (self.a_row == self.k || self.m == 1) {
-            return self.by_rows(
-                &a[self.a_offset as usize..][..m * k],
-                &b[self.b_offset as usize..],
-                c,
-                read_c,
-                scratch,
-            );
         }
         let strides = [self.a_row, self.a_column, self.b_row, self.b_column].map(|s| s as usize);
         product([m, n, k], &a[self.a_offset as usize..], &b[self.b_offset as usize..], c, strides, read_c);
@@ -234,19 +231,19 @@ impl Kernel for Matmul {
 impl Matmul {
     /// The form `x W^T`: one row of c at a time from one row of x, in one order of summation whatever else is in
     /// the batch. So a step of a stream gives the bits that a run over the whole sequence gives.
-    fn by_rows<T: Float>(&self, x: &[T], w: &[T], c: &mut [T], read_c: bool, scratch: &mut Scratch<T>) {
+    fn by_rows<T: Float>(&self, x: &[T], w: &[T], biases: &[&[T]], c: &mut [T], scratch: &mut Scratch<T>) {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         let width = 4 * tile::lanes::<T>();
         let panels = tile::aligned(&mut scratch.packed, n.next_multiple_of(width) * k);
         if !scratch.is_packed {
             tile::pack_rows(panels, width, k, n, |row| &w[row * self.b_column as usize..]);
         }
-        let panels = &*panels;
+        let (panels, read_c) = (&*panels, self.accumulate != 0);
         // rows that stay in the second cache, and no fewer tasks than threads where there is work for them
         let threads = if m * n * k > 1 << 18 { rayon::current_num_threads() } else { 1 };
         let rows = m.div_ceil(threads).min(96);
         let free = tile::aligned(&mut scratch.memory, m * k);
-        let task = |((x, free), c)| T::vectorize(RowsOf { n, k, x, free, panels, c, read_c });
+        let task = |((x, free), c)| T::vectorize(RowsOf { n, k, x, free, panels, biases, c, read_c });
         match threads {
             1 => x.chunks(rows * k).zip(free.chunks_mut(rows * k)).zip(c.chunks_mut(rows * n)).for_each(task),
             _ => {
@@ -265,6 +262,7 @@ struct RowsOf<'a, T> {
     free: &'a mut [T],
     /// W as `[panel][k][4 N]`.
     panels: &'a [T],
+    biases: &'a [&'a [T]],
     c: &'a mut [T],
     read_c: bool,
 }
@@ -286,18 +284,27 @@ impl<T: Float> RowsOf<'_, T> {
     fn block<const N: usize, const R: usize, const FMA: bool>(&mut self, p: usize, rows: Range<usize>) {
         let panel = &self.panels[p * self.k * 4 * N..][..self.k * 4 * N];
         let sums = tile::multiply::<T, N, R, FMA>(&self.free[rows.start * self.k..rows.end * self.k], panel);
-        for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
+        for v in 0..4 {
             let column = (p * 4 + v) * N;
-            if column < self.n {
-                let c = &mut self.c[(rows.start + r) * self.n + column..];
-                let mut sum = sums[r][v];
-                if self.read_c {
-                    let before: [T; N] = tile::load(c, self.n - column);
-                    for lane in 0..N {
-                        sum[lane] = before[lane] + sum[lane];
-                    }
+            if column >= self.n {
+                break;
+            }
+            let valid = self.n - column;
+            let mut bias = [T::ZERO; N];
+            for values in self.biases {
+                let values: [T; N] = tile::load(&values[column..], valid);
+                for lane in 0..N {
+                    bias[lane] += values[lane];
                 }
-                tile::store(&sum, c, self.n - column);
+            }
+            for r in 0..R {
+                let c = &mut self.c[(rows.start + r) * self.n + column..];
+                let before: [T; N] = if self.read_c { tile::load(c, valid) } else { [T::ZERO; N] };
+                let mut sum = sums[r][v];
+                for lane in 0..N {
+                    sum[lane] += bias[lane] + before[lane];
+                }
+                tile::store(&sum, c, valid);
             }
         }
     }
