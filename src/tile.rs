@@ -166,13 +166,13 @@ pub(crate) fn split_rows<'a, T>(
     lists
 }
 
-/// Two different entries of a list of slices, the first to read, the second to write.
+/// Two different entries of a list of slices.
 #[inline(always)]
-pub(crate) fn pair<'a, T>(list: &'a mut [&mut [T]], read: usize, write: usize) -> (&'a [T], &'a mut [T]) {
-    let (low, high) = list.split_at_mut(read.max(write));
-    match read < write {
-        true => (&*low[read], &mut *high[0]),
-        false => (&*high[0], &mut *low[write]),
+pub(crate) fn pair<'a, T>(list: &'a mut [&mut [T]], first: usize, second: usize) -> (&'a mut [T], &'a mut [T]) {
+    let (low, high) = list.split_at_mut(first.max(second));
+    match first < second {
+        true => (&mut *low[first], &mut *high[0]),
+        false => (&mut *high[0], &mut *low[second]),
     }
 }
 

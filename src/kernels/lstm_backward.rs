@@ -475,135 +475,174 @@ struct Worker<'a, T> {
     y: &'a mut [T],
 }
 
-impl<T: Float> Vectorized for Worker<'_, T> {
+impl<'a, T: Float> Vectorized for Worker<'a, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
         let k = &self.kernel.0;
-        let [steps, _, hidden, outputs] = k.sizes();
-        let (size, output_size) = (GATES * hidden * 4 * N, outputs * 4 * N);
+        let [steps, batch, hidden, outputs] = k.sizes();
         for n in 0..=steps {
-            if let Some(next) = self.kernel.next_time(n) {
+            let next = self.kernel.next_time(n);
+            if let Some(next) = next {
                 tile::interleave(self.dgates[next], GATES * hidden, R, self.x);
             }
+            // behind the first step there is only the initial state
+            let is_step = n < steps;
+            let t = if is_step { self.kernel.time(n) } else { 0 };
+            let (before, after) = (if is_step { k.direction().row_before(t) } else { 0 }, self.kernel.row_after(n));
+            let (dh_before, dh_after) = match is_step {
+                true => tile::pair(&mut self.dh, before, after),
+                false => (&mut [][..], &mut *self.dh[after]),
+            };
+            let (dc_before, dc_after) = match is_step {
+                true => tile::pair(&mut self.dc, before, after),
+                false => (&mut [][..], &mut [][..]),
+            };
+            let rows = |all: &'a [T], step: usize, width: usize| -> &'a [T] {
+                all.get((step * batch + self.rows.start) * width..).unwrap_or_default()
+            };
+            let mut step = Step {
+                k,
+                is_step,
+                gates: rows(self.gates, t, GATES * hidden),
+                c_before: rows(self.c, before, hidden),
+                c_after: rows(self.c, after, hidden),
+                h_after: rows(self.h, after, outputs),
+                mask: if k.has(MASK) { &self.mask[k.mask_at(t, self.rows.start)..] } else { &[] },
+                normalized: rows(self.normalized, t, NORMS * (hidden + 1)),
+                peephole: self.peephole,
+                norm: self.norm,
+                dgates: self.dgates[t],
+                dh_before,
+                dh_after,
+                dc_before,
+                dc_after,
+                dnormalized: self.dnormalized.get_mut(t).map_or(&mut [], |dnormalized| dnormalized),
+            };
             for p in 0..outputs.div_ceil(4 * N) {
-                let panel = &self.panels[p * size..(p + 1) * size];
+                let panel = &self.panels[p * GATES * hidden * 4 * N..][..GATES * hidden * 4 * N];
                 for rows in tile::blocks(self.rows.len(), R) {
-                    tile::with_rows!(rows.len(), self.outputs::<N, FMA>(n, p, panel, rows.clone()));
+                    let x = &self.x[rows.start * GATES * hidden..rows.end * GATES * hidden];
+                    let x = if next.is_some() { x } else { &[] };
+                    tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, p * 4 * N, x, panel));
                 }
             }
-            if n == steps {
-                continue;
-            }
-            if k.has(PROJECTION) {
-                tile::interleave(self.dh[self.kernel.row_after(n)], outputs, R, self.y);
+            if is_step && k.has(PROJECTION) {
+                tile::interleave(step.dh_after, outputs, R, self.y);
                 for p in 0..hidden.div_ceil(4 * N) {
-                    let panel = &self.output_panels[p * output_size..(p + 1) * output_size];
+                    let panel = &self.output_panels[p * outputs * 4 * N..][..outputs * 4 * N];
                     for rows in tile::blocks(self.rows.len(), R) {
-                        tile::with_rows!(rows.len(), self.units::<N, FMA>(n, p, panel, rows.clone()));
+                        let y = &self.y[rows.start * outputs..rows.end * outputs];
+                        tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, p * 4 * N, y, panel));
                     }
                 }
             }
-            if k.has(NORM) {
-                (0..self.rows.len()).for_each(|row| self.norm_row::<N>(n, row));
+            if is_step && k.has(NORM) {
+                // the interleaved dgates are not needed again before the next step
+                let free = &mut self.x[..hidden];
+                (0..self.rows.len()).for_each(|row| step.norm_row::<N>(row, free));
             }
         }
     }
 }
 
-impl<T: Float> Worker<'_, T> {
-    /// dh for one panel of outputs and `R` rows at the `n`-th step of the way back; without a projection the cell too.
+/// One step of the way back, for some batch rows.
+struct Step<'a, T> {
+    k: &'a Variant,
+    /// Not so for the initial state, which only takes what flows into its h.
+    is_step: bool,
+    gates: &'a [T],
+    c_before: &'a [T],
+    c_after: &'a [T],
+    h_after: &'a [T],
+    mask: &'a [T],
+    normalized: &'a [T],
+    peephole: &'a [T],
+    norm: &'a [T],
+    dgates: &'a mut [T],
+    dh_before: &'a mut [T],
+    dh_after: &'a mut [T],
+    dc_before: &'a mut [T],
+    dc_after: &'a mut [T],
+    dnormalized: &'a mut [T],
+}
+
+impl<T: Float> Step<'_, T> {
+    /// dh of `4 N` outputs from `output` on, of `R` rows from `first` on; without a projection their cells too.
     #[inline(always)]
     fn outputs<const N: usize, const R: usize, const FMA: bool>(
         &mut self,
-        n: usize,
-        p: usize,
+        first: usize,
+        output: usize,
+        x: &[T],
         panel: &[T],
-        rows: Range<usize>,
     ) {
-        let k = &self.kernel.0;
-        let [steps, _, hidden, outputs] = k.sizes();
-        let sums = match self.kernel.next_time(n) {
-            Some(_) => {
-                let width = GATES * hidden;
-                tile::multiply::<T, N, R, FMA>(&self.x[rows.start * width..rows.end * width], panel)
-            }
-            None => [[[T::ZERO; N]; 4]; R],
-        };
-        let after = self.kernel.row_after(n);
+        let outputs = self.k.outputs as usize;
+        let sums = tile::multiply::<T, N, R, FMA>(x, panel);
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
-            let (row, output) = (rows.start + r, (p * 4 + v) * N);
+            let (row, output) = (first + r, output + v * N);
             if output >= outputs {
                 continue;
             }
             let (at, valid) = (row * outputs + output, outputs - output);
-            let mut dht: [T; N] = tile::load(&self.dh[after][at..], valid);
+            let mut dht: [T; N] = tile::load(&self.dh_after[at..], valid);
             for lane in 0..N {
                 dht[lane] += sums[r][v][lane];
             }
-            if n < steps && self.ended(n, row) {
-                let before = k.direction().row_before(self.kernel.time(n));
-                let mut carried: [T; N] = tile::load(&self.dh[before][at..], valid);
+            if self.is_step && self.ended(row) {
+                let mut carried: [T; N] = tile::load(&self.dh_before[at..], valid);
                 for lane in 0..N {
                     carried[lane] += dht[lane];
                 }
-                tile::store(&carried, &mut self.dh[before][at..], valid);
-            } else if let (true, Some(limit)) = (n < steps, k.output_clip()) {
-                let all_rows = (after * k.batch as usize + self.rows.start) * outputs;
-                let h: [T; N] = tile::load(&self.h[all_rows + at..], valid);
+                tile::store(&carried, &mut self.dh_before[at..], valid);
+            } else if let (true, Some(limit)) = (self.is_step, self.k.output_clip()) {
+                let h: [T; N] = tile::load(&self.h_after[at..], valid);
                 for lane in 0..N {
                     if !within(h[lane], limit) {
                         dht[lane] = T::ZERO;
                     }
                 }
             }
-            tile::store(&dht, &mut self.dh[after][at..], valid);
-            if n < steps && !k.has(PROJECTION) {
-                self.cell(n, row, output, &dht);
+            tile::store(&dht, &mut self.dh_after[at..], valid);
+            if self.is_step && !self.k.has(PROJECTION) {
+                self.cell(row, output, &dht);
             }
         }
     }
 
-    /// The cell for one panel of units and `R` rows, from dh through the projection.
+    /// The cells of `4 N` units from `unit` on, of `R` rows from `first` on, from dh through the projection.
     #[inline(always)]
     fn units<const N: usize, const R: usize, const FMA: bool>(
         &mut self,
-        n: usize,
-        p: usize,
+        first: usize,
+        unit: usize,
+        y: &[T],
         panel: &[T],
-        rows: Range<usize>,
     ) {
-        let [_, _, hidden, outputs] = self.kernel.0.sizes();
-        let sums = tile::multiply::<T, N, R, FMA>(&self.y[rows.start * outputs..rows.end * outputs], panel);
+        let sums = tile::multiply::<T, N, R, FMA>(y, panel);
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
-            let unit = (p * 4 + v) * N;
-            if unit < hidden {
-                self.cell(n, rows.start + r, unit, &sums[r][v]);
+            let unit = unit + v * N;
+            if unit < self.k.hidden as usize {
+                self.cell(first + r, unit, &sums[r][v]);
             }
         }
     }
 
-    /// Whether the row's length lies before the `n`-th step of the way back: a sigmoid is never 0.
+    /// Whether the row's length lies before this step: a sigmoid is never 0.
     #[inline(always)]
-    fn ended(&self, n: usize, row: usize) -> bool {
-        let k = &self.kernel.0;
-        let [_, batch, hidden, _] = k.sizes();
-        let row = self.kernel.time(n) * batch + self.rows.start + row;
-        k.has(LENGTHS) && self.gates[(row * GATES + 3) * hidden] == T::ZERO
+    fn ended(&self, row: usize) -> bool {
+        self.k.has(LENGTHS) && self.gates[(row * GATES + 3) * self.k.hidden as usize] == T::ZERO
     }
 
     /// The cell's derivatives for `N` units of one row; with a norm, those of o and c only.
     #[inline(always)]
-    fn cell<const N: usize>(&mut self, n: usize, row: usize, unit: usize, dm: &[T; N]) {
-        let k = &self.kernel.0;
-        let [_, batch, hidden, _] = k.sizes();
-        let (valid, one) = (hidden - unit, T::ONE);
-        let (t, after, at) = (self.kernel.time(n), self.kernel.row_after(n), row * hidden + unit);
-        let in_batch = |step: usize| (step * batch + self.rows.start) * hidden + at;
-        let c_after: [T; N] = tile::load(&self.c[in_batch(after)..], valid);
+    fn cell<const N: usize>(&mut self, row: usize, unit: usize, dm: &[T; N]) {
+        let k = self.k;
+        let hidden = k.hidden as usize;
+        let (valid, one, at) = (hidden - unit, T::ONE, row * hidden + unit);
         let o_at = (row * GATES + 3) * hidden + unit;
-        let all_rows = (t * batch + self.rows.start) * GATES * hidden;
-        let o: [T; N] = tile::load(&self.gates[all_rows + o_at..], valid);
-        let mut dct: [T; N] = tile::load(&self.dc[after][at..], valid);
+        let c_after: [T; N] = tile::load(&self.c_after[at..], valid);
+        let o: [T; N] = tile::load(&self.gates[o_at..], valid);
+        let mut dct: [T; N] = tile::load(&self.dc_after[at..], valid);
         let mut d_o = [T::ZERO; N];
         for lane in 0..N {
             let tanh_c = c_after[lane].tanh();
@@ -616,38 +655,32 @@ impl<T: Float> Worker<'_, T> {
                 dct[lane] += d_o[lane] * w[lane];
             }
         }
-        tile::store(&dct, &mut self.dc[after][at..], valid);
-        tile::store(&d_o, &mut self.dgates[t][o_at..], valid);
-        if !k.has(NORM) {
-            let ended = self.ended(n, row);
-            if let (false, Some(limit)) = (ended, k.cell_clip()) {
-                for lane in 0..N {
-                    if !within(c_after[lane], limit) {
-                        dct[lane] = T::ZERO;
-                    }
+        tile::store(&dct, &mut self.dc_after[at..], valid);
+        tile::store(&d_o, &mut self.dgates[o_at..], valid);
+        if k.has(NORM) {
+            return;
+        }
+        if let (Some(limit), false) = (k.cell_clip(), self.ended(row)) {
+            for lane in 0..N {
+                if !within(c_after[lane], limit) {
+                    dct[lane] = T::ZERO;
                 }
             }
-            self.gates(t, row, unit, &dct);
         }
+        self.gates(row, unit, &dct);
     }
 
     /// The derivatives of i, f, g and of the cell before, from that of `f c[before] + i g`.
     #[inline(always)]
-    fn gates<const N: usize>(&mut self, t: usize, row: usize, unit: usize, du: &[T; N]) {
-        let k = &self.kernel.0;
-        let [_, batch, hidden, _] = k.sizes();
+    fn gates<const N: usize>(&mut self, row: usize, unit: usize, du: &[T; N]) {
+        let k = self.k;
+        let hidden = k.hidden as usize;
         let (valid, one, at) = (hidden - unit, T::ONE, row * hidden + unit);
-        let before = k.direction().row_before(t);
-        let c_before: [T; N] = tile::load(&self.c[(before * batch + self.rows.start) * hidden + at..], valid);
         let gate_at = |gate: usize| (row * GATES + gate) * hidden + unit;
-        let all_rows = (t * batch + self.rows.start) * GATES * hidden;
-        let [i, f, g]: [[T; N]; 3] =
-            std::array::from_fn(|gate| tile::load(&self.gates[all_rows + gate_at(gate)..], valid));
-        let mut mask = [one; N];
-        if k.has(MASK) {
-            mask = tile::load(&self.mask[k.mask_at(t, self.rows.start + row) + unit..], valid);
-        }
-        let mut dc_next: [T; N] = tile::load(&self.dc[before][at..], valid);
+        let c_before: [T; N] = tile::load(&self.c_before[at..], valid);
+        let [i, f, g]: [[T; N]; 3] = std::array::from_fn(|gate| tile::load(&self.gates[gate_at(gate)..], valid));
+        let mut dc_next: [T; N] = tile::load(&self.dc_before[at..], valid);
+        let mask: [T; N] = if k.has(MASK) { tile::load(&self.mask[at..], valid) } else { [one; N] };
         let mut dgates = [[T::ZERO; N]; 3];
         for lane in 0..N {
             let (i, f, g) = (i[lane], f[lane], g[lane]);
@@ -671,51 +704,44 @@ impl<T: Float> Worker<'_, T> {
                 }
             }
         }
-        tile::store(&dc_next, &mut self.dc[before][at..], valid);
+        tile::store(&dc_next, &mut self.dc_before[at..], valid);
         for (gate, values) in dgates.iter().enumerate() {
-            tile::store(values, &mut self.dgates[t][gate_at(gate)..], valid);
+            tile::store(values, &mut self.dgates[gate_at(gate)..], valid);
         }
     }
 
-    /// The rest of a row's cell behind [`Worker::cell`], with its norms.
+    /// The rest of a row's cell behind [`Step::cell`], with its norms; `du` is memory for H values.
     #[inline(always)]
-    fn norm_row<const N: usize>(&mut self, n: usize, row: usize) {
-        let k = &self.kernel.0;
-        let [_, batch, hidden, _] = k.sizes();
-        let (t, after) = (self.kernel.time(n), self.kernel.row_after(n));
+    fn norm_row<const N: usize>(&mut self, row: usize, du: &mut [T]) {
+        let k = self.k;
+        let hidden = k.hidden as usize;
+        let ended = self.ended(row);
+        let normalized = &self.normalized[row * NORMS * (hidden + 1)..];
         let dnormalized = row * NORMS * hidden;
-        let normalized = &self.normalized[(t * batch + self.rows.start + row) * NORMS * (hidden + 1)..];
-        let norm = self.norm;
-        let ended = self.ended(n, row);
-        // the interleaved dgates are not needed again before the next step
-        let free = std::mem::take(&mut self.x);
-        let du = &mut free[..hidden];
-        du.copy_from_slice(&self.dc[after][row * hidden..][..hidden]);
-        if let (false, Some(limit)) = (ended, k.cell_clip()) {
-            let c = &self.c[(after * batch + self.rows.start + row) * hidden..][..hidden];
-            for (du, c) in du.iter_mut().zip(c) {
-                if !within(*c, limit) {
-                    *du = T::ZERO;
+        du.copy_from_slice(&self.dc_after[row * hidden..][..hidden]);
+        let kept = &mut self.dnormalized[dnormalized..][..NORMS * hidden];
+        if ended {
+            kept.fill(T::ZERO);
+        } else {
+            if let Some(limit) = k.cell_clip() {
+                for (du, c) in du.iter_mut().zip(&self.c_after[row * hidden..]) {
+                    if !within(*c, limit) {
+                        *du = T::ZERO;
+                    }
                 }
             }
-        }
-        let keep = &mut self.dnormalized[t][dnormalized..][..NORMS * hidden];
-        if ended {
-            keep.fill(T::ZERO);
-        } else {
-            keep[GATES * hidden..].copy_from_slice(du);
-            through_norm(du, GATES, norm, normalized);
+            kept[GATES * hidden..].copy_from_slice(du);
+            through_norm(du, GATES, self.norm, normalized);
         }
         for unit in (0..hidden).step_by(N) {
             let du: [T; N] = tile::load(&du[unit..], hidden - unit);
-            self.gates(t, row, unit, &du);
+            self.gates(row, unit, &du);
         }
-        self.x = free;
         if !ended {
             for gate in 0..GATES {
-                let dgate = &mut self.dgates[t][(row * GATES + gate) * hidden..][..hidden];
-                self.dnormalized[t][dnormalized + gate * hidden..][..hidden].copy_from_slice(dgate);
-                through_norm(dgate, gate, norm, normalized);
+                let dgate = &mut self.dgates[(row * GATES + gate) * hidden..][..hidden];
+                self.dnormalized[dnormalized + gate * hidden..][..hidden].copy_from_slice(dgate);
+                through_norm(dgate, gate, self.norm, normalized);
             }
         }
     }

@@ -239,15 +239,21 @@ impl Matmul {
             tile::pack_rows(panels, width, k, n, |row| &w[row * self.b_column as usize..]);
         }
         let (panels, read_c) = (&*panels, self.accumulate != 0);
-        // rows that stay in the second cache, and no fewer tasks than threads where there is work for them
-        let threads = if m * n * k > 1 << 18 { rayon::current_num_threads() } else { 1 };
-        let rows = m.div_ceil(threads).min(96);
-        let free = tile::aligned(&mut scratch.memory, m * k);
-        let task = |((x, free), c)| T::vectorize(RowsOf { n, k, x, free, panels, biases, c, read_c });
-        match threads {
-            1 => x.chunks(rows * k).zip(free.chunks_mut(rows * k)).zip(c.chunks_mut(rows * n)).for_each(task),
+        // some tasks a thread where there is work for them; at a time, each takes rows that stay in its cache
+        let tasks = if m * n * k > 1 << 18 { 4 * rayon::current_num_threads() } else { 1 };
+        let rows = m.div_ceil(tasks);
+        let some = rows.min(96);
+        let free = tile::aligned(&mut scratch.memory, tasks * some * k);
+        let task = |((x, free), c): ((&[T], &mut [T]), &mut [T])| {
+            for (x, c) in x.chunks(some * k).zip(c.chunks_mut(some * n)) {
+                let free = &mut free[..x.len()];
+                T::vectorize(RowsOf { n, k, x, free, panels, biases, c, read_c });
+            }
+        };
+        match tasks {
+            1 => task(((x, free), c)),
             _ => {
-                x.par_chunks(rows * k).zip(free.par_chunks_mut(rows * k)).zip(c.par_chunks_mut(rows * n)).for_each(task)
+                x.par_chunks(rows * k).zip(free.par_chunks_mut(some * k)).zip(c.par_chunks_mut(rows * n)).for_each(task)
             }
         }
     }
