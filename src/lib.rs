@@ -96,3 +96,8 @@ pub mod docs {
     #[doc = include_str!("../DESIGN.md")]
     pub mod design {}
 }
+
+/// The README's examples, so that they are run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -73,7 +73,7 @@ pub struct LstmConfig {
     pub cell_clip: Option<f64>,
     /// Keeps the projected h within plus and minus this.
     pub proj_clip: Option<f64>,
-    /// Normalises each gate's pre-activation and the new cell, with this epsilon inside the square root
+    /// Normalises each gate's pre-activation and the new cell, with this epsilon, above 0, inside the square root
     /// (TensorFlow's `LayerNormBasicLSTMCell`, where it is 1e-12).
     pub layer_norm: Option<f64>,
     /// Probability to drop each value between two layers, in plans that are recorded with a

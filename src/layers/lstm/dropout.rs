@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Draws the masks of dropout on the device: a counter-based generator, keyed by seed, training step, layer, direction
-/// and index (and by the number of the LSTM, from 0, where several are recorded with one `Dropout`), so that a run can be repeated, and is the same on CPU and GPU.
+/// and index (and by the number of the LSTM, from 0, where several are recorded with one `Dropout`), so that a run can
+/// be repeated, and is the same on CPU and GPU.
 ///
 /// A *training step* is a run of the plan. Their count is part of the workspace; a run that goes on from a checkpoint
 /// writes it back.
