@@ -251,7 +251,7 @@ impl LstmConfig {
                 }
             }
         }
-        self.init.validate(self.bias)
+        self.init.validate(self.bias != Bias::None)
     }
 
     /// Number of layers.
