@@ -8,7 +8,15 @@ use everloop::kernel::AdapterClass;
 use everloop::run::lockstep;
 use everloop::{Device, Result, Rng, Workspace};
 
+/// A value within rounding of a clip's limit takes either branch: a model with a clip is drawn again, once.
 fn compare(model: &Model, seed: u64, device: &Device, against: &Device) -> Result<f64> {
+    match compare_once(model, seed, device, against) {
+        Err(_) if model.clips() => compare_once(model, seed + 1_000_000, device, against),
+        result => result,
+    }
+}
+
+fn compare_once(model: &Model, seed: u64, device: &Device, against: &Device) -> Result<f64> {
     let (parameters, plan) = model.record(&mut Rng::new(seed))?;
     let plan = std::sync::Arc::new(plan);
     let mut left = Workspace::guarded(device, plan.clone(), &parameters)?;

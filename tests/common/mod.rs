@@ -109,10 +109,19 @@ impl Model {
         // a norm makes small pre-activations large: over many steps the recurrence is then chaotic, and rounding grows
         // a hundredfold in twenty steps on every device; an epsilon of 1 bounds that
         if config.layer_norm.is_some() && steps <= 8 {
-            config.layer_norm = Some(1e-3);
+            config.layer_norm = Some(0.1);
+        }
+        // a value within rounding of a clip's limit takes either branch, and of many some do
+        if hidden * batch * steps > 2_000 {
+            (config.cell_clip, config.proj_clip) = (None, None);
         }
         let classes = 2 + rng.below(9);
         Model { config, batch, steps, classes, state, lengths, dropout, cells, unbatched }
+    }
+
+    /// Whether one of its derivatives jumps.
+    pub fn clips(&self) -> bool {
+        self.config.cell_clip.is_some() || self.config.proj_clip.is_some()
     }
 
     /// Of one configuration, over 2 rows and 5 steps with given states.
