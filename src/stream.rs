@@ -28,7 +28,7 @@ use crate::parameters::Parameters;
 use crate::plan::Tensor;
 use crate::recorder::Recorder;
 use crate::run::Workspace;
-use crate::weights::{Array, Export, Weights, save_arrays};
+use crate::weights::{Array, Export, Weights, arrays_to_bytes};
 use ndarray::Array2;
 
 /// An LSTM over one or many independent streams, step by step.
@@ -156,34 +156,51 @@ impl Stream {
 }
 
 impl StreamState {
-    /// Saves the state as safetensors in F64, `h.0 [B, P]`, `c.0 [B, H]` and so on, without loss.
-    /// Errors as [`save_arrays`].
-    pub fn save(&self, target: impl AsRef<std::path::Path>) -> Result<()> {
+    fn arrays(&self) -> Vec<Array> {
         let array = |kind: &str, layer: usize, values: &Array2<f64>| Array {
             name: format!("{kind}.{layer}"),
             shape: values.shape().to_vec(),
             values: values.iter().copied().collect(),
         };
         let layers = self.layers.iter().enumerate();
-        let arrays: Vec<Array> = layers.flat_map(|(n, l)| [array("h", n, &l.h), array("c", n, &l.c)]).collect();
-        save_arrays(target, &arrays, &Export::new().with_f64())
+        layers.flat_map(|(n, l)| [array("h", n, &l.h), array("c", n, &l.c)]).collect()
     }
 
-    /// Loads what [`StreamState::save`] wrote. Errors: those of [`Weights::open`], a missing array, one that is not
-    /// `[B, ..]`.
-    pub fn load(path: impl AsRef<std::path::Path>) -> Result<StreamState> {
-        let weights = Weights::open(path)?;
+    /// The state as safetensors in F64, `h.0 [B, P]`, `c.0 [B, H]` and so on, without loss.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        arrays_to_bytes(&self.arrays(), &Export::new().with_f64())
+    }
+
+    /// Reads what [`StreamState::to_bytes`] gave. Errors: those of [`Weights::from_bytes`], a missing array, one that
+    /// is not `[B, ..]`.
+    pub fn from_bytes(bytes: &[u8]) -> Result<StreamState> {
+        StreamState::read(&Weights::from_bytes(bytes)?)
+    }
+
+    fn read(weights: &Weights) -> Result<StreamState> {
         let get = |name: String| -> Result<Array2<f64>> {
             let values = weights.values(&name)?;
             let shape = weights.get(&name).map(|tensor| tensor.shape().to_vec()).unwrap_or_default();
-            let [rows, columns] = shape[..] else {
-                return Err(Error::shape(format!("loading `{name}` of a stream's state"), "[B, ..]", &shape));
-            };
-            Array2::from_shape_vec((rows, columns), values)
-                .map_err(|_| Error::shape(format!("loading `{name}` of a stream's state"), "[B, ..]", &shape))
+            let wrong = || Error::shape(format!("loading `{name}` of a stream's state"), "[B, ..]", &shape);
+            let [rows, columns] = shape[..] else { return Err(wrong()) };
+            Array2::from_shape_vec((rows, columns), values).map_err(|_| wrong())
         };
         let count = weights.tensors().len().div_ceil(2).max(1);
         let layer = |n: usize| Ok(LayerState { h: get(format!("h.{n}"))?, c: get(format!("c.{n}"))? });
         Ok(StreamState { layers: (0..count).map(layer).collect::<Result<_>>()? })
+    }
+}
+
+/// Files.
+#[cfg(not(target_arch = "wasm32"))]
+impl StreamState {
+    /// Saves [`StreamState::to_bytes`]. Errors as [`save_arrays`](crate::weights::save_arrays).
+    pub fn save(&self, target: impl AsRef<std::path::Path>) -> Result<()> {
+        crate::weights::save_arrays(target, &self.arrays(), &Export::new().with_f64())
+    }
+
+    /// Loads what [`StreamState::save`] wrote. Errors: those of [`Weights::open`] and [`StreamState::from_bytes`].
+    pub fn load(path: impl AsRef<std::path::Path>) -> Result<StreamState> {
+        StreamState::read(&Weights::open(path)?)
     }
 }

@@ -88,6 +88,9 @@ fn states_are_read_set_saved_and_reset() {
         assert!(begin.layers.iter().all(|l| l.h.iter().chain(&l.c).all(|v| *v == 0.0)));
         let first = stream.step::<f64>(&x).unwrap();
         stream.state().unwrap().save(&file).unwrap();
+        let bytes = stream.state().unwrap().to_bytes().unwrap();
+        assert_eq!(StreamState::from_bytes(&bytes).unwrap(), StreamState::load(&file).unwrap());
+        assert!(StreamState::from_bytes(&bytes[..20]).is_err());
         let second = stream.step::<f64>(&x).unwrap();
         assert_ne!(first, second);
 
