@@ -25,7 +25,7 @@ pub struct Recorder<'p> {
     /// Per slot: does anything want its gradient, and has anything flowed into it yet.
     wanted: Vec<bool>,
     gradient: Vec<Option<SlotId>>,
-    /// Copies, and what they are made of: their gradient is wanted if one of these is.
+    /// What is made of other slots alone, and these: its gradient is wanted if one of theirs is.
     copies: HashMap<SlotId, Vec<SlotId>>,
 }
 
@@ -126,10 +126,11 @@ impl<'p> Recorder<'p> {
             return Err(Error::config(doing, "a whole slot", "some of its rows"));
         }
         self.wanted[tensor.slot.0] = wanted;
+        self.copies.remove(&tensor.slot);
         Ok(())
     }
 
-    /// Says that `copy` is made of `parts` alone: nobody wants its gradient who does not want theirs.
+    /// Says that `copy` is made of `parts` alone: unless somebody asks for it, its gradient is wanted for theirs only.
     pub(crate) fn note_copy(&mut self, copy: &Tensor, parts: &[&Tensor]) {
         self.copies.insert(copy.slot, parts.iter().map(|part| part.slot).collect());
     }

@@ -3,11 +3,13 @@
 mod common;
 
 use common::{Model, gpu};
-use everloop::kernels::lstm_backward::LstmBackward;
+use everloop::kernels::lstm_backward::{self, Gradients, LstmBackward};
 use everloop::kernels::lstm_forward::{self, LstmForward};
 use everloop::kernels::recurrence::{COUPLED, LENGTHS, NORM, OUTPUT_CLIP, PROJECTION, Variant};
 use everloop::kernels::{copy_columns, recurrence::Recurrence};
-use everloop::layers::{Bias, Connection, Dropout, Fill, Init, Join, LstmConfig, LstmInputs, LstmState, multiply};
+use everloop::layers::{
+    Bias, Connection, Dropout, Fill, Init, Join, LstmConfig, LstmInputs, LstmState, add, columns, multiply,
+};
 use everloop::plan::Direction;
 use everloop::{Device, Parameters, Recorder, Result, Rng, Tensor, Workspace, loss};
 
@@ -97,6 +99,14 @@ fn kernels_refuse_variants_that_do_not_fit() {
     };
     let all = recurrence(&mut rec).unwrap();
     let (LstmForward(fits), operands) = lstm_forward::step(&all).unwrap();
+    let to = Gradients {
+        dgates: rec.activation("dgates", &[3, 2, 16]).unwrap(),
+        dh: rec.activation("dh", &[4, 2, 4]).unwrap(),
+        dc: rec.activation("dc", &[4, 2, 4]).unwrap(),
+        dnormalized: None,
+    };
+    let (backward, gradients) = lstm_backward::step(&all, &to).unwrap();
+    assert_eq!(backward, LstmBackward(fits));
     for wrong in [
         Variant { outputs: 3, ..fits },
         Variant { outputs: 5, ..fits },
@@ -109,11 +119,12 @@ fn kernels_refuse_variants_that_do_not_fit() {
         Variant { options: PROJECTION, outputs: 2, ..fits },
     ] {
         assert!(rec.push_some(LstmForward(wrong), &operands).is_err(), "{wrong:?}");
-        let [weight, gates, h, c, ..] = operands;
-        let backward = [weight, gates, c, None, h, None, None, None, None, None, None, None, None];
-        assert!(rec.push_some(LstmBackward(wrong), &backward).is_err(), "{wrong:?}");
+        // the way back tells ended rows by their gates: it has no slot of lengths that could be missing
+        let refused = rec.push_some(LstmBackward(wrong), &gradients).is_err();
+        assert_eq!(refused, wrong.options != LENGTHS, "{wrong:?}");
     }
     rec.push_some(LstmForward(Variant { options: COUPLED, ..fits }), &operands).unwrap();
+    rec.push_some(backward, &gradients).unwrap();
     let mut odd = all.clone();
     for (cell_clip, forget_bias) in [(Some(f64::NAN), 0.0), (Some(-1.0), 0.0), (None, f64::INFINITY)] {
         (odd.options.cell_clip, odd.options.forget_bias) = (cell_clip, forget_bias);
@@ -160,6 +171,30 @@ fn no_gradient_of_an_input_that_nobody_wants() {
         let plan = rec.finish();
         assert_eq!(plan.slots().iter().any(|slot| slot.name == "lstm.dx"), wanted, "{plan}");
         assert_eq!(plan.tensor("dx").is_ok(), wanted);
+    }
+}
+
+/// Sums and slices hand the question on, and an explicit wish is an answer.
+#[test]
+fn what_is_made_of_unwanted_parts_is_unwanted() {
+    for (wish, names) in [(None, ""), (Some("x"), "dx dsum dslice"), (Some("sum"), "dsum dslice")] {
+        let parameters = Parameters::new();
+        let mut rec = Recorder::new(&parameters);
+        let (x, y) = (rec.input("x", &[2, 4]).unwrap(), rec.input("y", &[2, 4]).unwrap());
+        let sum = add(&mut rec, "sum", &x, &y).unwrap();
+        let slice = columns(&mut rec, "slice", &sum, 1, 2).unwrap();
+        let target = rec.input("target", &[2, 2]).unwrap();
+        let loss = loss::mean_squared_error(&mut rec, "loss", &slice, &target).unwrap();
+        match wish {
+            Some("x") => rec.want_gradient(&x).unwrap(),
+            Some(_) => rec.want_gradient(&sum).unwrap(),
+            None => {}
+        }
+        rec.backward(&loss).unwrap();
+        let plan = rec.finish();
+        for name in ["dx", "dsum", "dslice"] {
+            assert_eq!(plan.tensor(name).is_ok(), names.split(' ').any(|n| n == name), "{name} with {wish:?}");
+        }
     }
 }
 

@@ -83,9 +83,7 @@ impl Case {
         // what no step writes shows
         workspace.poison()?;
         for (slot, array) in &inputs {
-            // past the ends anything may stand, and a workspace takes finite numbers only
-            let clean = |v: &f64| if self.lengths.is_none() || v.is_finite() { *v } else { 0.0 };
-            workspace.write(slot, &array.values.iter().map(clean).collect::<Vec<f64>>())?;
+            workspace.write(slot, &self.without_padding(array, slot == &x || array.name == "R1"))?;
         }
         if let (Some(slot), Some(lengths)) = (&lengths, &self.lengths) {
             workspace.write_tokens(slot, lengths)?;
@@ -113,6 +111,27 @@ impl Case {
             }
         }
         Ok((got, gradients))
+    }
+}
+
+impl Case {
+    /// The values of an array; of one over time with 0 past the ends, where anything may stand, because a workspace
+    /// takes finite numbers only.
+    fn without_padding(&self, array: &Array, over_time: bool) -> Vec<f64> {
+        let mut values = array.values.clone();
+        if let (true, Some(lengths), [lead @ .., columns]) = (over_time, &self.lengths, &array.shape[..]) {
+            for (row, values) in values.chunks_mut((*columns).max(1)).enumerate() {
+                let (t, b) = match (lead, self.lstm.config.batch_first) {
+                    ([_, steps], true) => (row % steps, row / steps),
+                    ([_, batch], false) => (row / batch, row % batch),
+                    _ => (row, 0),
+                };
+                if lengths.get(b).is_some_and(|length| t >= *length as usize) {
+                    values.fill(0.0);
+                }
+            }
+        }
+        values
     }
 }
 

@@ -180,7 +180,7 @@ impl Kernel for LstmForward {
     }
 
     fn needs(&self) -> Option<Vec<u128>> {
-        let s = self.0.lengths_of_slots()?;
+        let s = self.0.slot_sizes()?;
         Some(vec![
             s.weight_hh,
             s.gates,

@@ -209,7 +209,7 @@ impl Variant {
     }
 
     /// Elements of each slot.
-    pub(super) fn lengths_of_slots(&self) -> Option<SlotSizes> {
+    pub(super) fn slot_sizes(&self) -> Option<SlotSizes> {
         let Self { steps, batch, hidden, outputs, .. } = *self;
         if !self.has(PROJECTION) && (outputs != hidden || self.has(OUTPUT_CLIP)) {
             return None;
@@ -335,10 +335,10 @@ impl Recurrence {
                 return Err(Error::config(format!("the {what} of an LSTM"), wanted, value));
             }
         }
-        let (forget_bias, forget_bias_rest) = split(self.options.forget_bias);
-        let (cell_clip, cell_clip_rest) = split(self.options.cell_clip.unwrap_or(0.0));
-        let (output_clip, output_clip_rest) = split(self.options.output_clip.unwrap_or(0.0));
-        let (epsilon, epsilon_rest) = split(self.options.epsilon);
+        let (forget_bias, forget_bias_rest) = split(forget_bias);
+        let (cell_clip, cell_clip_rest) = split(cell_clip.unwrap_or(0.0));
+        let (output_clip, output_clip_rest) = split(output_clip.unwrap_or(0.0));
+        let (epsilon, epsilon_rest) = split(epsilon);
         Ok(Variant {
             steps: steps as u32,
             batch: batch as u32,

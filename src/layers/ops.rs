@@ -13,6 +13,7 @@ pub fn add(rec: &mut Recorder<'_>, name: &str, a: &Tensor, b: &Tensor) -> Result
         return Err(Error::shape("recording a sum", format!("{:?}", a.shape()), b.shape()));
     }
     let y = rec.activation(name, a.shape())?;
+    rec.note_copy(&y, &[a, b]);
     copy_columns::record(rec, (a, 0), (&y, 0), a.columns(), false)?;
     copy_columns::record(rec, (b, 0), (&y, 0), b.columns(), true)?;
     let (a, b, of) = (a.clone(), b.clone(), y.clone());
@@ -135,6 +136,7 @@ pub fn columns(rec: &mut Recorder<'_>, name: &str, x: &Tensor, start: usize, wid
     shape.pop();
     shape.push(width);
     let y = rec.activation(name, &shape)?;
+    rec.note_copy(&y, &[x]);
     copy_columns::record(rec, (x, start), (&y, 0), width, false)?;
     let (x, of) = (x.clone(), y.clone());
     rec.on_backward(move |rec| {

@@ -1,5 +1,6 @@
 //! Where the masks of a training plan come from.
 
+use super::layer::slots;
 use crate::error::Result;
 use crate::kernels::{count, dropout_mask};
 use crate::plan::{Direction, Tensor};
@@ -34,11 +35,6 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The path of the layer's slots.
-    pub fn path(&self, name: &str) -> String {
-        format!("{name}.{}{}", self.layer, if self.direction == Direction::Reverse { ".reverse" } else { "" })
-    }
-
     fn key(&self, seed: u64, user: u32) -> [u32; 2] {
         let index = 4 * self.layer as u32 + 2 * (self.direction == Direction::Reverse) as u32 + self.recurrent as u32;
         threefry([seed as u32, (seed >> 32) as u32], [index, user])
@@ -73,7 +69,7 @@ impl Dropout {
         }
         let kind = if place.recurrent { "recurrent_mask" } else { "mask" };
         let shape = if variational { &shape[1..] } else { shape };
-        let mask = rec.activation(&format!("{}.{kind}", place.path(name)), shape)?;
+        let mask = rec.activation(&format!("{}.{kind}", slots(name, place.layer, place.direction)), shape)?;
         dropout_mask::record(rec, &self.step, &mask, place.key(self.seed, user), p)?;
         Ok(Some(mask))
     }

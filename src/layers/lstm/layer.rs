@@ -41,6 +41,11 @@ pub(super) struct Outputs {
     pub last: LstmState,
 }
 
+/// The path of the slots of a layer and direction.
+pub(super) fn slots(name: &str, layer: usize, direction: Direction) -> String {
+    format!("{name}.{layer}{}", if direction == Direction::Reverse { ".reverse" } else { "" })
+}
+
 /// Records layer `layer` of the LSTM `name`, with slots below `place`.
 pub(super) fn record(
     rec: &mut Recorder<'_>,
@@ -59,7 +64,7 @@ pub(super) fn record(
         Bias::One => vec![rec.parameter(&names.bias_ih)?],
         Bias::Two => vec![rec.parameter(&names.bias_ih)?, rec.parameter(&names.bias_hh)?],
     };
-    let place = format!("{place}.{layer}{}", if direction == Direction::Reverse { ".reverse" } else { "" });
+    let place = slots(place, layer, direction);
     let slot = |kind: &str| path(&place, kind);
     let gates = rec.activation(&slot("gates"), &[steps, batch, GATES * hidden])?;
     let h = rec.activation(&slot("h"), &[steps + 1, batch, outputs])?;

@@ -2,7 +2,7 @@
 
 use super::config::{Connection, Join, LstmConfig, ParameterNames};
 use super::dropout::{Dropout, Place};
-use super::layer::{self, Inputs, LstmState, Outputs};
+use super::layer::{self, Inputs, LstmState, Outputs, slots};
 use crate::error::{Error, Result};
 use crate::kernels::copy_columns::{self, Rows};
 use crate::layers::ops::{self, concatenate_rows};
@@ -151,7 +151,9 @@ impl Lstm {
                 Some(dropout) if layer + 1 < layers => {
                     let place = Place { layer, direction, recurrent: false };
                     match dropout.mask(rec, (name, user, place), config.dropout, y.shape(), config.variational)? {
-                        Some(mask) => ops::multiply(rec, &format!("{}.dropped", place.path(name)), &y, &mask),
+                        Some(mask) => {
+                            ops::multiply(rec, &format!("{}.dropped", slots(name, layer, direction)), &y, &mask)
+                        }
                         None => Ok(y),
                     }
                 }
@@ -206,8 +208,8 @@ impl Lstm {
             result.state.push(last);
             if inputs.cells {
                 let direction = directions[index % directions.len()];
-                let place = Place { layer: index / directions.len(), direction, recurrent: true };
-                result.cells.push(finish(rec, format!("{}.cells", place.path(name)), &[&outputs.c])?);
+                let place = slots(name, index / directions.len(), direction);
+                result.cells.push(finish(rec, format!("{place}.cells"), &[&outputs.c])?);
             }
         }
         Ok(result)
@@ -222,7 +224,7 @@ impl Lstm {
         x: &Tensor,
         y: Tensor,
     ) -> Result<Tensor> {
-        let place = Place { layer, direction, recurrent: false }.path(name);
+        let place = slots(name, layer, direction);
         match self.config.connection {
             Connection::Plain => Ok(y),
             Connection::Residual => ops::add(rec, &format!("{place}.residual"), &y, x),
