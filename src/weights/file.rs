@@ -3,11 +3,9 @@
 use super::header::{self, Header};
 use super::{message, too_short};
 use crate::error::Result;
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(super) fn read(path: &Path) -> Result<(Header, Vec<u8>)> {
     let refuse = |cause: &dyn std::fmt::Display| message::path(path, cause);
@@ -62,20 +60,6 @@ fn exactly(file: &mut File, len: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes the temporary file unless it has become the real one.
-struct Temporary {
-    path: PathBuf,
-    renamed: bool,
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.renamed {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Replaces the file at `path` by what `write` writes: all of it, on the disk, or the old one stays.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let refuse = |doing: &str, error: std::io::Error| message::path(path, format!("{doing}: {error}"));
@@ -95,19 +79,17 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let (file, mut temporary) =
-        create(folder, permissions.as_ref()).map_err(|e| refuse("creating a temporary file beside it", e))?;
-    let mut buffered = BufWriter::new(&file);
+    let mut temporary =
+        temporary(folder, permissions.as_ref()).map_err(|e| refuse("creating a temporary file beside it", e))?;
+    let mut buffered = BufWriter::new(temporary.as_file_mut());
     let written = write(&mut buffered).and_then(|()| buffered.flush());
     drop(buffered);
     written.map_err(|e| refuse("writing", e))?;
     if let Some(permissions) = permissions {
-        file.set_permissions(permissions).map_err(|e| refuse("keeping the file's mode", e))?;
+        temporary.as_file().set_permissions(permissions).map_err(|e| refuse("keeping the file's mode", e))?;
     }
-    file.sync_all().map_err(|e| refuse("writing to the disk", e))?;
-    drop(file);
-    fs::rename(&temporary.path, &target).map_err(|e| refuse("renaming the temporary file", e))?;
-    temporary.renamed = true;
+    temporary.as_file().sync_all().map_err(|e| refuse("writing to the disk", e))?;
+    temporary.persist(&target).map_err(|e| refuse("renaming the temporary file", e.error))?;
     // the new name is durable only when its folder is; other systems cannot sync a folder
     #[cfg(unix)]
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| refuse("the file is saved, its folder not synced", e))?;
@@ -129,25 +111,18 @@ fn behind_links(path: &Path) -> std::io::Result<PathBuf> {
     Err(std::io::Error::other("more than 40 links"))
 }
 
-fn create(folder: &Path, permissions: Option<&fs::Permissions>) -> std::io::Result<(File, Temporary)> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    // at no moment more open than the file it replaces
+/// A file that is removed unless it takes the target's place.
+fn temporary(folder: &Path, permissions: Option<&fs::Permissions>) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".everloop-").suffix(".tmp");
+    // at no moment more open than the file it replaces; a new file has what the umask leaves
     #[cfg(unix)]
-    if let Some(permissions) = permissions {
-        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-        options.mode((permissions.mode() & 0o700) | 0o200);
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = permissions.map_or(0o666, |permissions| (permissions.mode() & 0o700) | 0o200);
+        builder.permissions(fs::Permissions::from_mode(mode));
     }
     #[cfg(not(unix))]
     let _ = permissions;
-    loop {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(OsString::from(format!(".everloop-{}-{number}.tmp", std::process::id())));
-        match options.open(&path) {
-            Ok(file) => return Ok((file, Temporary { path, renamed: false })),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && number < 10_000 => {}
-            Err(error) => return Err(error),
-        }
-    }
+    builder.tempfile_in(folder)
 }
