@@ -1,7 +1,8 @@
 //! Parameters by name: all values in one flat block, so that norm, clip and optimizer are passes over it.
 
 use crate::error::{Error, Result};
-use std::collections::HashMap;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
@@ -32,11 +33,22 @@ pub struct Parameter {
 /// assert_eq!(parameters.count(), 3);
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Default, PartialEq)]
+///
+/// Two are equal when names, shapes and values are; the configurations that layers leave here for
+/// [files](crate::weights::Weights::config) do not count.
+#[derive(Debug, Clone, Default)]
 pub struct Parameters {
     entries: Vec<Parameter>,
     by_name: HashMap<String, usize>,
     values: Vec<f64>,
+    /// By kind and path, as JSON.
+    configs: BTreeMap<(&'static str, String), String>,
+}
+
+impl PartialEq for Parameters {
+    fn eq(&self, other: &Parameters) -> bool {
+        self.entries == other.entries && self.values == other.values
+    }
 }
 
 impl Parameters {
@@ -95,6 +107,19 @@ impl Parameters {
     /// The number of parameters, padding not counted.
     pub fn count(&self) -> usize {
         self.entries.iter().map(|e| e.range.len()).sum()
+    }
+
+    /// Keeps the configuration of what was declared as `name`, for the files that these parameters are saved to; `kind`
+    /// is its type's name, as [`Config::KIND`](crate::weights::Config::KIND) has it.
+    pub(crate) fn note_config(&mut self, kind: &'static str, name: &str, config: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string(config).map_err(|e| Error::config(kind, "what JSON can hold", e))?;
+        self.configs.insert((kind, name.to_string()), text);
+        Ok(())
+    }
+
+    /// Kind, path and JSON of each configuration.
+    pub(crate) fn configs(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.configs.iter().map(|((kind, name), text)| (*kind, &**name, &**text))
     }
 
     /// Tells blocks of different names, shapes or places apart.

@@ -3,7 +3,9 @@
 use everloop::layers::{Bias, Connection, DenseConfig, Join, LstmConfig};
 use everloop::optimizer::SgdConfig;
 use everloop::plan::Direction;
-use everloop::weights::layout::{self, Layer, Layout, PARTS, TEXTBOOK};
+use everloop::recorder::gradient_name;
+use everloop::weights::layout::{Layer, Layout};
+use everloop::weights::textbook::{self, PARTS, TEXTBOOK};
 use everloop::weights::{self, Array, Export, Import, Status, Weights};
 use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, loss};
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -264,12 +266,23 @@ fn memory_is_bounded() {
 
 #[test]
 fn half_precision_converts_exactly() {
-    for bits in 0..=u16::MAX {
-        for (ours, reference) in [
-            (weights::f16_to_f64(bits), half::f16::from_bits(bits).to_f64()),
-            (weights::bf16_to_f64(bits), half::bf16::from_bits(bits).to_f64()),
-        ] {
-            assert!(ours.to_bits() == reference.to_bits() || ours.is_nan() && reference.is_nan(), "{bits:#x}");
+    let data: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for (dtype, mantissa) in [("F16", 10), ("BF16", 7)] {
+        let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[65536],"data_offsets":[0,131072]}}}}"#);
+        let values = Weights::from_bytes(&file(&header, &data)).unwrap().values("w").unwrap();
+        // IEEE's definition
+        let most = (1 << (15 - mantissa)) - 1;
+        for (bits, value) in values.into_iter().enumerate() {
+            let (exponent, fraction) = ((bits >> mantissa & most) as i32, (bits & ((1 << mantissa) - 1)) as f64);
+            let one = 2f64.powi(mantissa);
+            let magnitude = match exponent as usize {
+                0 => fraction / one * 2f64.powi(1 - most as i32 / 2),
+                e if e == most && fraction == 0.0 => f64::INFINITY,
+                e if e == most => f64::NAN,
+                _ => (1.0 + fraction / one) * 2f64.powi(exponent - most as i32 / 2),
+            };
+            let wanted = if bits >> 15 == 1 { -magnitude } else { magnitude };
+            assert!(value.to_bits() == wanted.to_bits() || value.is_nan() && wanted.is_nan(), "{dtype} {bits:#x}");
         }
     }
     let read = Weights::from_bytes(&legal()).unwrap();
@@ -292,6 +305,12 @@ fn rounded(parameters: &Parameters) -> Vec<f64> {
     parameters.block().iter().map(|v| *v as f32 as f64).collect()
 }
 
+/// Header and data of a file.
+fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let (len, rest) = bytes.split_first_chunk::<8>().unwrap();
+    rest.split_at(u64::from_le_bytes(*len) as usize)
+}
+
 #[test]
 fn what_is_saved_is_read_and_is_what_the_reference_writes() {
     let (parameters, _) = model(1);
@@ -310,8 +329,23 @@ fn what_is_saved_is_read_and_is_what_the_reference_writes() {
         let views = data.iter().map(|(name, shape, bytes)| {
             (name.clone(), TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
         });
-        let metadata = [("format".to_string(), "pt".to_string())].into();
-        assert_eq!(bytes, safetensors::serialize(views, Some(metadata)).unwrap());
+        let views: Vec<_> = views.collect();
+        let format = || ("format".to_string(), "pt".to_string());
+        let mut plain = Parameters::new();
+        for p in parameters.iter() {
+            plain.declare(&p.name, &p.shape, parameters.get(&p.name).unwrap().to_vec()).unwrap();
+        }
+        let unconfigured = weights::to_bytes(&plain, &Export::new().with_prefix(prefix)).unwrap();
+        assert_eq!(unconfigured, safetensors::serialize(views.clone(), Some([format()].into())).unwrap());
+        // with the configurations beside it; the reference writes the pairs of the metadata in any order
+        let read = Weights::from_bytes(&bytes).unwrap();
+        let pairs: Vec<_> = read.metadata().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        assert!(pairs.len() == 3 && pairs.contains(&format()), "{pairs:?}");
+        let reference = safetensors::serialize(views, Some(pairs.into_iter().collect())).unwrap();
+        let (ours, theirs) = (split(&bytes), split(&reference));
+        assert!(ours.1 == theirs.1 && bytes.len() == reference.len());
+        let json = |header: &[u8]| serde_json::from_slice::<serde_json::Value>(header).unwrap();
+        assert_eq!(json(ours.0), json(theirs.0));
 
         let (mut other, _) = model(2);
         let report = Weights::from_bytes(&bytes).unwrap();
@@ -961,8 +995,8 @@ fn one_bias_vector_takes_the_sum_and_loses_nothing() {
     assert!(report.contains("bias: two vectors, added into bias_ih"), "{report}");
     let sums: Vec<f64> = ih.iter().zip(&hh).map(|(a, b)| a + b).collect();
     assert_eq!(one.get("lstm.bias_ih_l0").unwrap(), sums);
-    assert_eq!(layout::get(&one, &lstm, at, "b_f").unwrap(), sums[4..8]);
-    layout::set(&mut one, &lstm, at, "b_f", &[0.0; 4]).unwrap();
+    assert_eq!(textbook::get(&one, &lstm, at, "b_f").unwrap(), sums[4..8]);
+    textbook::set(&mut one, &lstm, at, "b_f", &[0.0; 4]).unwrap();
 
     // saved with one vector, surveyed and read with one
     let bytes = weights::to_bytes(&one, &Export::new()).unwrap();
@@ -1143,6 +1177,17 @@ fn deep_breathes_names_of_parts_are_read() {
     }
 }
 
+/// Of one of the textbook's arrays.
+fn textbook_gradient(
+    workspace: &mut Workspace,
+    lstm: &everloop::layers::Lstm,
+    at: (usize, Direction),
+    name: &str,
+) -> Result<Vec<f64>> {
+    let gradient = workspace.plan().tensor(&gradient_name(&textbook::parameter(lstm, at, name)?))?;
+    textbook::part(lstm, at, name, &workspace.read::<f64>(&gradient)?)
+}
+
 #[test]
 fn gradients_of_every_part_are_read() -> Result<()> {
     let config = LstmConfig { peephole: true, ..LstmConfig::new(3, 4) }.with_layer_norm(1e-3).with_projection(2);
@@ -1166,14 +1211,14 @@ fn gradients_of_every_part_are_read() -> Result<()> {
     };
     let (_, mut workspace) = loss_of(&parameters)?;
     for name in TEXTBOOK.iter().chain(&PARTS) {
-        let gradient = layout::gradient(&mut workspace, &lstm, at, name)?;
-        let values = layout::get(&parameters, &lstm, at, name)?;
+        let gradient = textbook_gradient(&mut workspace, &lstm, at, name)?;
+        let values = textbook::get(&parameters, &lstm, at, name)?;
         assert_eq!(gradient.len(), values.len());
         for element in 0..values.len() {
             let nudged = |by: f64| -> Result<f64> {
                 let (mut copy, mut values) = (parameters.clone(), values.clone());
                 values[element] += by;
-                layout::set(&mut copy, &lstm, at, name, &values)?;
+                textbook::set(&mut copy, &lstm, at, name, &values)?;
                 Ok(loss_of(&copy)?.0)
             };
             let difference = (nudged(1e-5)? - nudged(-1e-5)?) / 2e-5;
@@ -1183,7 +1228,7 @@ fn gradients_of_every_part_are_read() -> Result<()> {
     let plain = LstmConfig::new(3, 4).declare(&mut Parameters::new(), "lstm", &mut Rng::new(1))?;
     let mut bare = Parameters::new();
     plain.config.declare(&mut bare, "lstm", &mut Rng::new(1))?;
-    assert!(PARTS.iter().all(|name| layout::get(&bare, &plain, at, name).is_err()));
+    assert!(PARTS.iter().all(|name| textbook::get(&bare, &plain, at, name).is_err()));
     Ok(())
 }
 
@@ -1196,24 +1241,24 @@ fn the_textbook_view_reads_sets_and_has_gradients() -> Result<()> {
     let layer = Layer::from_parameters(&parameters, &lstm, at)?;
     let arrays = Layout::Textbook { forget_bias: 1.0 }.write(std::slice::from_ref(&layer))?;
     for array in &arrays {
-        assert_eq!(layout::get(&parameters, &lstm, at, &array.name)?, array.values);
+        assert_eq!(textbook::get(&parameters, &lstm, at, &array.name)?, array.values);
     }
     // block 3 of PyTorch's rows is o, and the textbook's W_ox is that
-    assert_eq!(layout::get(&parameters, &lstm, at, "W_ox")?, parameters.get("lstm.weight_ih_l1_reverse")?[24..]);
+    assert_eq!(textbook::get(&parameters, &lstm, at, "W_ox")?, parameters.get("lstm.weight_ih_l1_reverse")?[24..]);
 
     let before = parameters.clone();
-    layout::set(&mut parameters, &lstm, at, "W_ch", &[1.0, 2.0, 3.0, 4.0])?;
-    layout::set(&mut parameters, &lstm, at, "b_f", &[5.0, 6.0])?;
+    textbook::set(&mut parameters, &lstm, at, "W_ch", &[1.0, 2.0, 3.0, 4.0])?;
+    textbook::set(&mut parameters, &lstm, at, "b_f", &[5.0, 6.0])?;
     assert_eq!(parameters.get("lstm.weight_hh_l1_reverse")?[8..12], [1.0, 2.0, 3.0, 4.0]);
     assert_eq!(parameters.get("lstm.bias_ih_l1_reverse")?[2..4], [5.0, 6.0]);
     assert_eq!(parameters.get("lstm.bias_hh_l1_reverse")?[2..4], [0.0, 0.0]);
     let changed = parameters.block().iter().zip(before.block()).filter(|(a, b)| a != b).count();
     assert_eq!(changed, 4 + 2 + 2);
-    assert_eq!(layout::get(&parameters, &lstm, at, "b_f")?, [5.0, 6.0]);
-    assert!(layout::set(&mut parameters, &lstm, at, "b_f", &[1.0]).is_err());
-    assert!(layout::set(&mut parameters, &lstm, at, "b_f", &[1.0, f64::NAN]).is_err());
-    assert!(layout::get(&parameters, &lstm, at, "W_gx").is_err());
-    assert!(layout::get(&parameters, &lstm, (2, Direction::Forward), "W_ix").is_err());
+    assert_eq!(textbook::get(&parameters, &lstm, at, "b_f")?, [5.0, 6.0]);
+    assert!(textbook::set(&mut parameters, &lstm, at, "b_f", &[1.0]).is_err());
+    assert!(textbook::set(&mut parameters, &lstm, at, "b_f", &[1.0, f64::NAN]).is_err());
+    assert!(textbook::get(&parameters, &lstm, at, "W_gx").is_err());
+    assert!(textbook::get(&parameters, &lstm, (2, Direction::Forward), "W_ix").is_err());
 
     let mut rng = Rng::new(9);
     let (x, wanted) = (rng.vector(4 * 2 * 3, 1.0), rng.vector(4 * 2 * 4, 1.0));
@@ -1232,14 +1277,14 @@ fn the_textbook_view_reads_sets_and_has_gradients() -> Result<()> {
     };
     let (_, mut workspace) = loss_of(&parameters)?;
     for name in TEXTBOOK {
-        let gradient = layout::gradient(&mut workspace, &lstm, at, name)?;
-        let values = layout::get(&parameters, &lstm, at, name)?;
+        let gradient = textbook_gradient(&mut workspace, &lstm, at, name)?;
+        let values = textbook::get(&parameters, &lstm, at, name)?;
         assert_eq!(gradient.len(), values.len());
         for element in 0..values.len() {
             let nudged = |by: f64| -> Result<f64> {
                 let (mut copy, mut values) = (parameters.clone(), values.clone());
                 values[element] += by;
-                layout::set(&mut copy, &lstm, at, name, &values)?;
+                textbook::set(&mut copy, &lstm, at, name, &values)?;
                 Ok(loss_of(&copy)?.0)
             };
             let difference = (nudged(1e-5)? - nudged(-1e-5)?) / 2e-5;

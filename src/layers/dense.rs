@@ -47,6 +47,7 @@ impl DenseConfig {
         if self.bias {
             parameters.declare(path(name, "bias"), &[self.output_size], rng.vector(self.output_size, bound))?;
         }
+        parameters.note_config("DenseConfig", name, self)?;
         Ok(Dense { config: self.clone(), name: name.to_string() })
     }
 }

@@ -36,6 +36,7 @@ impl EmbeddingConfig {
         self.validate()?;
         let values = rng.vector(self.vocab_size * self.embedding_size, 3f64.sqrt());
         parameters.declare(path(name, "weight"), &[self.vocab_size, self.embedding_size], values)?;
+        parameters.note_config("EmbeddingConfig", name, self)?;
         Ok(Embedding { config: self.clone(), name: name.to_string() })
     }
 }

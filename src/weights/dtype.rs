@@ -1,8 +1,16 @@
 //! Element types of safetensors, and their exact way to `f64`.
 
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
 /// Element type of a tensor in a file. All types of the reference parser are legal in a file; only the four
 /// floats ([`Dtype::is_float`]) become parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// ```
+/// use everloop::weights::Dtype;
+/// assert_eq!((Dtype::BF16.name(), Dtype::BF16.bits(), Dtype::BF16.is_float()), ("BF16", 16, true));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(non_camel_case_types, missing_docs)]
 #[non_exhaustive]
 pub enum Dtype {
@@ -59,10 +67,6 @@ const ALL: [(Dtype, &str, usize); 22] = [
 ];
 
 impl Dtype {
-    pub(super) fn parse(name: &str) -> Option<Dtype> {
-        ALL.iter().find(|(_, n, _)| *n == name).map(|(dtype, _, _)| *dtype)
-    }
-
     /// Its name in the header, such as `F32`.
     pub fn name(self) -> &'static str {
         ALL.iter().find(|(dtype, _, _)| *dtype == self).map_or("?", |(_, name, _)| name)
@@ -82,31 +86,10 @@ impl Dtype {
     pub(super) fn values(self, bytes: &[u8]) -> impl Iterator<Item = f64> + '_ {
         let width = if self.is_float() { self.bits() / 8 } else { bytes.len() + 1 };
         bytes.chunks_exact(width).map(move |b| match (self, b) {
-            (F16, [a, b]) => f16_to_f64(u16::from_le_bytes([*a, *b])),
-            (BF16, [a, b]) => bf16_to_f64(u16::from_le_bytes([*a, *b])),
+            (F16, [a, b]) => f16::from_le_bytes([*a, *b]).to_f64(),
+            (BF16, [a, b]) => bf16::from_le_bytes([*a, *b]).to_f64(),
             (F32, [a, b, c, d]) => f32::from_le_bytes([*a, *b, *c, *d]) as f64,
             (_, b) => b.try_into().map_or(f64::NAN, f64::from_le_bytes),
         })
     }
-}
-
-/// IEEE binary16, from its bits: sign, 5 bits of exponent, 10 bits of fraction. Exact.
-///
-/// ```
-/// assert_eq!(everloop::weights::f16_to_f64(0xc000), -2.0);
-/// ```
-pub fn f16_to_f64(bits: u16) -> f64 {
-    let (exponent, fraction) = ((bits >> 10 & 31) as i32, (bits & 0x3ff) as f64);
-    let magnitude = match exponent {
-        0 => fraction * 2f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1024.0 + fraction) * 2f64.powi(exponent - 25),
-    };
-    if bits >> 15 == 1 { -magnitude } else { magnitude }
-}
-
-/// bfloat16, from its bits: the upper half of an `f32`. Exact.
-pub fn bf16_to_f64(bits: u16) -> f64 {
-    f32::from_bits((bits as u32) << 16) as f64
 }

@@ -1,17 +1,37 @@
 //! From a file into declared parameters, with a report of every tensor.
 
 use super::header::TensorInfo;
-use super::layout::{Layer, Layout, names};
+use super::layer::{is_declared, parameter};
+use super::layout::Layout;
+use super::tables::{OUTSIDE, Part, Row, Table, kind_in_stack, name_in_stack};
 use super::write::{Array, join};
 use super::{Dtype, Weights, message, not_a_float};
 use crate::error::Result;
-use crate::layers::{Bias, Lstm};
+use crate::layers::{Bias, Lstm, path};
 use crate::parameters::Parameters;
 use crate::plan::Direction;
 use std::fmt;
 
 /// What to import, and what to put up with. At first: everything, under the names as they are, and every mismatch is
 /// an error.
+///
+/// ```
+/// use everloop::weights::{self, Export, Import, Weights};
+/// use everloop::{Parameters, Rng, layers::{DenseConfig, LstmConfig}};
+/// # fn main() -> everloop::Result<()> {
+/// let mut model = Parameters::new();
+/// LstmConfig::new(3, 4).declare(&mut model, "lstm", &mut Rng::new(1))?;
+/// DenseConfig::new(4, 2).declare(&mut model, "head", &mut Rng::new(1))?;
+/// let file = Weights::from_bytes(&weights::to_bytes(&model, &Export::new().with_prefix("model"))?)?;
+///
+/// let mut encoder = Parameters::new();
+/// LstmConfig::new(3, 4).declare(&mut encoder, "encoder", &mut Rng::new(2))?;
+/// // the LSTM alone: its name in the file takes the place of ours, and the head stays outside
+/// let import = Import::new().with_prefix("model.lstm").with_part("encoder");
+/// file.import(&mut encoder, &import)?;
+/// assert!(file.import(&mut encoder, &Import::new().with_prefix("model")).is_err());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Import {
     /// What the file's names have before ours, joined with a dot unless it ends with `.` or `/`. Tensors outside
@@ -97,10 +117,39 @@ pub struct Line {
 }
 
 /// What an import did, or would do: one line for each parameter and for each tensor of the file.
+///
+/// ```
+/// use everloop::weights::{self, Export, Import, Status, Weights};
+/// use everloop::{Parameters, Rng, layers::DenseConfig};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// DenseConfig::new(3, 2).declare(&mut parameters, "head", &mut Rng::new(1))?;
+/// let file = Weights::from_bytes(&weights::to_bytes(&parameters, &Export::new())?)?;
+/// DenseConfig::new(2, 1).declare(&mut parameters, "tail", &mut Rng::new(1))?;
+/// let report = file.compare(&parameters, &Import::new()); // printing it gives a table
+/// assert_eq!(report.count(|status| *status == Status::Missing), 2);
+/// assert!(report.check(&Import::new()).is_err() && report.check(&Import::new().with_missing()).is_ok());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ImportReport {
     /// Parameters in the order of declaration, then the rest of the file by name.
     pub lines: Vec<Line>,
+}
+
+impl Line {
+    fn of(name: &str, tensor: Option<&TensorInfo>, parameters: Vec<String>) -> Line {
+        Line {
+            tensor: name.to_string(),
+            parameters,
+            shape: tensor.map(|t| t.shape().to_vec()).unwrap_or_default(),
+            dtype: tensor.map(TensorInfo::dtype),
+            status: Status::Matched,
+            gates: None,
+            bias: None,
+            closest: None,
+        }
+    }
 }
 
 impl ImportReport {
@@ -114,7 +163,11 @@ impl ImportReport {
         self.lines.iter().filter(|l| of(&l.status)).count()
     }
 
-    /// Error: the first mismatch that `import` does not allow.
+    /// Whether `import` puts up with every mismatch.
+    ///
+    /// # Errors
+    ///
+    /// The first one that it does not allow.
     pub fn check(&self, import: &Import) -> Result<()> {
         let refused = self.lines.iter().find(|line| match line.status {
             Status::Matched | Status::Outside => false,
@@ -214,24 +267,21 @@ impl Weights {
                 None => Status::Missing,
                 Some(tensor) => self.fit(tensor, &parameter.shape).map_or(Status::Matched, Status::Unfit),
             };
-            let (gates, bias) = pytorch_rules(parameters, &parameter.name);
-            report.lines.push(Line {
-                tensor: name,
-                parameters: vec![parameter.name.clone()],
-                shape: tensor.map_or(&parameter.shape[..], |t| t.shape()).to_vec(),
-                dtype: tensor.map(TensorInfo::dtype),
-                status,
-                gates: gates.map(str::to_string),
-                bias,
-                closest: None,
-            });
+            let (gates, bias) = pytorch_rules(parameters, &parameter.name).unwrap_or_default();
+            let (filled, shape) = (vec![parameter.name.clone()], parameter.shape.clone());
+            let line = Line { status, gates, bias, ..Line::of(&name, tensor, filled) };
+            report.lines.push(if tensor.is_some() { line } else { Line { shape, ..line } });
         }
         self.report_rest(&mut report, &used, &import.prefix);
         report
     }
 
-    /// Fills the declared parameters by name. Errors: a mismatch that `import` does not allow, naming the closest
-    /// name; no parameter below [`Import::part`]. On an error nothing is changed.
+    /// Fills the declared parameters by name.
+    ///
+    /// # Errors
+    ///
+    /// A mismatch that `import` does not allow, naming the closest name; no parameter below [`Import::part`]. On an
+    /// error nothing is changed.
     pub fn import(&self, parameters: &mut Parameters, import: &Import) -> Result<ImportReport> {
         let report = self.compare(parameters, import);
         report.check(import)?;
@@ -249,57 +299,44 @@ impl Weights {
     }
 
     /// Fills one layer and direction of an LSTM from another framework's arrays, which stand in the file as
-    /// [`Import::prefix`] and the [names of the layout](Layout::names), or these with `:0` behind. Errors: as [`import`](Weights::import), and
-    /// those of [`Layout::read`] and [`Layer::store`]; on an error nothing is changed. [`Import::part`],
+    /// [`Import::prefix`] and the [names of the layout](Layout::names), or these with `:0` behind. [`Import::part`],
     /// [`Import::allow_missing`] and [`Import::allow_unfit`] have no meaning here: a layer is filled whole.
     ///
     /// Of an ONNX node in two directions, `direction` is taken; the other one needs a second call.
+    ///
+    /// # Errors
+    ///
+    /// As [`import`](Weights::import), and those of [`Layout::read`] and [`Layer::store`](super::layout::Layer::store);
+    /// on an error nothing is changed.
     pub fn import_layer(
         &self,
         parameters: &mut Parameters,
         lstm: &Lstm,
-        (layer, direction): (usize, Direction),
+        at: (usize, Direction),
         layout: Layout,
         import: &Import,
     ) -> Result<ImportReport> {
         let mut report = ImportReport::default();
         let mut used = vec![false; self.tensors().len()];
         let mut arrays = Vec::new();
-        let ours = names(lstm, layer, direction);
-        for (place, leaf) in layout.names().iter().enumerate() {
-            let name = join(&import.prefix, leaf);
-            let other = layout.alias(place).map(|leaf| join(&import.prefix, leaf));
+        for row in layout.table().rows {
             // TensorFlow's variables have the number of their output behind
-            let mut names = [Some(name), other].into_iter().flatten().flat_map(|name| [name.clone(), name + ":0"]);
+            let mut names = row.names.iter().map(|leaf| join(&import.prefix, leaf)).flat_map(|n| [n.clone(), n + ":0"]);
             let found = names.find_map(|name| self.tensors().binary_search_by(|t| t.name().cmp(&name)).ok());
             let Some(index) = found else { continue };
             let tensor = &self.tensors()[index];
-            let name = tensor.name().to_string();
             used[index] = true;
             if let Some(cause) = self.fit(tensor, tensor.shape()) {
-                return Err(message::tensor(&name, cause));
+                return Err(message::tensor(tensor.name(), cause));
             }
-            let values = self.floats(tensor).collect();
-            arrays.push(Array { name: leaf.to_string(), shape: tensor.shape().to_vec(), values });
-            let rules = rules(layout, place, lstm.config.bias);
-            report.lines.push(Line {
-                tensor: name,
-                parameters: rules
-                    .fills
-                    .iter()
-                    .map(|p| ours[*p].clone())
-                    .filter(|p| parameters.entry(p).is_ok())
-                    .collect(),
-                shape: tensor.shape().to_vec(),
-                dtype: Some(tensor.dtype()),
-                status: Status::Matched,
-                gates: rules.gates,
-                bias: rules.bias,
-                closest: None,
-            });
+            let (shape, values) = (tensor.shape().to_vec(), self.floats(tensor).collect());
+            arrays.push(Array { name: row.names[0].to_string(), shape, values });
+            let filled = filled(layout.table(), row, lstm).into_iter().map(|part| parameter(lstm, at, part)).collect();
+            let (gates, bias) = (layout.table().gates(row), bias_rule(layout.table(), row, lstm.config.bias));
+            report.lines.push(Line { gates, bias, ..Line::of(tensor.name(), Some(tensor), filled) });
         }
         if arrays.is_empty() {
-            let name = join(&import.prefix, layout.names()[0]);
+            let name = join(&import.prefix, layout.table().rows[0].names[0]);
             let all: Vec<String> = self.tensors().iter().take(CANDIDATES).map(|t| t.name().to_string()).collect();
             let closest = closest(&name, &all).map_or("none".into(), |c| format!("`{}`", message::escape(&c)));
             return Err(message::tensor(&name, format!("is missing from the file; the closest name is {closest}")));
@@ -307,25 +344,16 @@ impl Weights {
         self.report_rest(&mut report, &used, &import.prefix);
         report.check(import)?;
         let mut layers = layout.read(&arrays)?;
-        let index = if layers.len() == 2 && direction == Direction::Reverse { 1 } else { 0 };
-        let found: Layer = layers.swap_remove(index);
-        found.store(parameters, lstm, (layer, direction))?;
+        let index = (layers.len() == 2 && at.1 == Direction::Reverse) as usize;
+        layers.swap_remove(index).store(parameters, lstm, at)?;
         Ok(report)
     }
 
     fn report_rest(&self, report: &mut ImportReport, used: &[bool], prefix: &str) {
         for (tensor, _) in self.tensors().iter().zip(used).filter(|(_, used)| !**used) {
             let inside = below(prefix, tensor.name()).is_some();
-            report.lines.push(Line {
-                tensor: tensor.name().to_string(),
-                parameters: Vec::new(),
-                shape: tensor.shape().to_vec(),
-                dtype: Some(tensor.dtype()),
-                status: if inside { Status::Unused } else { Status::Outside },
-                gates: None,
-                bias: None,
-                closest: None,
-            });
+            let status = if inside { Status::Unused } else { Status::Outside };
+            report.lines.push(Line { status, ..Line::of(tensor.name(), Some(tensor), Vec::new()) });
         }
         report.name_closest();
     }
@@ -350,82 +378,49 @@ fn below<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
     if prefix.is_empty() || prefix.ends_with(['.', '/']) { Some(rest) } else { rest.strip_prefix('.') }
 }
 
-/// Gate order and bias rule of a parameter under our names.
-fn pytorch_rules(parameters: &Parameters, name: &str) -> (Option<&'static str>, Option<&'static str>) {
-    let (before, last) = name.split_at(name.rfind('.').map_or(0, |at| at + 1));
-    let Some((kind, at)) = kind(last) else { return (None, None) };
-    match kind {
-        "bias_ih" if parameters.entry(&format!("{before}bias_hh{at}")).is_err() => (Some(GATES), Some("one vector")),
-        "bias_ih" | "bias_hh" => (Some(GATES), Some(Layout::PyTorch.bias_rule())),
-        "weight_ih" | "weight_hh" => (Some(GATES), None),
-        "weight_peephole" => (Some(PEEPHOLES), None),
-        "layer_norm" => (Some(NORMED), None),
-        _ => (None, None),
-    }
+/// Gate order and bias rule of a parameter under our names; `None` where it is none of an LSTM.
+fn pytorch_rules(parameters: &Parameters, name: &str) -> Option<(Option<String>, Option<&'static str>)> {
+    let (before, last) = name.rsplit_once('.').unwrap_or(("", name));
+    let (kind, layer, reverse) = kind_in_stack(last)?;
+    let table = Layout::PyTorch.table();
+    let row = &table.rows[table.place(kind)?];
+    let second = path(before, &name_in_stack(Part::BiasHh.kind(), layer, reverse));
+    let bias = match row.parts[0] {
+        Part::BiasIh if parameters.entry(&second).is_err() => Some("one vector"),
+        Part::BiasIh | Part::BiasHh => Some(table.bias_rule),
+        _ => None,
+    };
+    Some((table.gates(row), bias))
 }
 
-/// `bias_ih` and `_l0_reverse` of `bias_ih_l0_reverse`.
-fn kind(last: &str) -> Option<(&str, &str)> {
-    let (kind, at) = last.split_at(last.rfind("_l")?);
-    let number = at[2..].strip_suffix("_reverse").unwrap_or(&at[2..]);
-    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some((kind, at))
+/// The parts of an LSTM that an array of a layout fills.
+fn filled(table: &Table, row: &Row, lstm: &Lstm) -> Vec<Part> {
+    let mut parts: Vec<Part> = row.parts.to_vec();
+    match (row.parts[0], lstm.config.bias) {
+        (Part::BiasIh, _) if !table.holds(Part::BiasHh) => parts.push(Part::BiasHh),
+        // added
+        (Part::BiasHh, Bias::One) => parts = vec![Part::BiasIh],
+        _ => {}
+    }
+    parts.retain(|part| is_declared(&lstm.config, *part));
+    parts
 }
 
-const GATES: &str = "i,f,g,o";
-const PEEPHOLES: &str = "i,f,o";
-const NORMED: &str = "i,f,g,o,c";
-
-/// What becomes of one array of a layout.
-struct Rules {
-    /// Places among the names of a layer's parameters.
-    fills: &'static [usize],
-    gates: Option<String>,
-    bias: Option<&'static str>,
-}
-
-/// The rules of the array at `place` of the layout's names, for an LSTM with these bias vectors.
-fn rules(layout: Layout, place: usize, bias: Bias) -> Rules {
-    let name = layout.names()[place];
-    let [projection, peephole, norm] = layout.parts();
-    let one = |n: usize| (NORMED.split(',').nth(n)).map(str::to_string);
-    if projection.contains(&name) {
-        return Rules { fills: &[4], gates: None, bias: None };
+/// What becomes of an array for an LSTM with these bias vectors; `None` where it has no biases.
+fn bias_rule(table: &Table, row: &Row, bias: Bias) -> Option<&'static str> {
+    match (row.parts[0], bias) {
+        (Part::Norm, _) => (row.blocks == [6]).then_some("the forget bias stands outside of this shift"),
+        (Part::BiasIh | Part::BiasHh, bias) => Some(match (bias, table.holds(Part::BiasHh)) {
+            (Bias::None, _) => "the LSTM has none: only zeros are taken",
+            (Bias::One, true) => "two vectors, added into bias_ih",
+            (Bias::One, false) | (Bias::Two, true) => table.bias_rule,
+            (Bias::Two, false) if table.bias_rule == OUTSIDE => {
+                "one vector: bias_ih, with bias_hh = 0; the forget bias stands outside"
+            }
+            (Bias::Two, false) => "one vector: bias_ih, with bias_hh = 0",
+        }),
+        _ => None,
     }
-    if let Some(n) = peephole.iter().position(|p| *p == name) {
-        let gates = match (layout, peephole.len()) {
-            (Layout::Onnx, _) => Some(format!("i,o,f -> {PEEPHOLES}")),
-            (_, 1) => Some(PEEPHOLES.to_string()),
-            _ => PEEPHOLES.split(',').nth(n).map(str::to_string),
-        };
-        return Rules { fills: &[5], gates, bias: None };
-    }
-    if let Some(n) = norm.iter().position(|p| *p == name) {
-        let (gates, forget) = if norm.len() == 1 { (Some(NORMED.to_string()), false) } else { (one(n % 5), n == 6) };
-        return Rules { fills: &[6], gates, bias: forget.then_some("the forget bias stands outside of this shift") };
-    }
-    let (fills, is_bias): (&[usize], bool) = match (layout, place) {
-        (Layout::PyTorch, 2) => (&[2], true),
-        (Layout::PyTorch, 3) if bias == Bias::One => (&[2], true),
-        (Layout::PyTorch, 3) => (&[3], true),
-        (Layout::Textbook { .. }, 0..4) => (&[0], false),
-        (Layout::Textbook { .. }, 4..8) => (&[1], false),
-        (Layout::TensorFlow { .. } | Layout::DeepBreathe { .. }, 0) => (&[0, 1], false),
-        (_, 0) => (&[0], false),
-        (Layout::PyTorch | Layout::Keras | Layout::Onnx, 1) => (&[1], false),
-        _ => (&[2, 3], true),
-    };
-    let rule = match (layout.bias_rule(), layout, bias) {
-        (_, _, Bias::None) => "the LSTM has none: only zeros are taken",
-        (_, Layout::PyTorch | Layout::Onnx, Bias::One) => "two vectors, added into bias_ih",
-        (_, Layout::Keras, Bias::Two) => "one vector: bias_ih, with bias_hh = 0",
-        (rule, Layout::PyTorch | Layout::Onnx | Layout::Keras, _) | (rule, _, Bias::One) => rule,
-        _ => "one vector: bias_ih, with bias_hh = 0; the forget bias stands outside",
-    };
-    let gates = match layout {
-        Layout::PyTorch => GATES.to_string(),
-        _ => format!("{} -> {GATES}", layout.gates()),
-    };
-    Rules { fills, gates: Some(gates), bias: is_bias.then_some(rule) }
 }
 
 /// Names compared, and lines that are told the closest one: a file of many names must not cost minutes.

@@ -27,6 +27,18 @@ pub(super) fn escape(name: &str) -> String {
     text[..half].iter().chain(&['.', '.']).chain(&text[text.len() - half..]).collect()
 }
 
+/// A text that may quote a file, without its control and invisible characters.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for c in text.chars().take(CAUSE) {
+        match c {
+            '"' | '\'' | '\\' => printable.push(c),
+            _ => printable.extend(c.escape_debug()),
+        }
+    }
+    printable
+}
+
 fn cut(text: String, most: usize) -> String {
     if text.chars().count() <= most { text } else { text.chars().take(most - 2).chain("..".chars()).collect() }
 }
@@ -34,6 +46,11 @@ fn cut(text: String, most: usize) -> String {
 /// An error about the tensor `name`.
 pub(super) fn tensor(name: &str, cause: impl Into<String>) -> Error {
     Error::Weights { what: format!("tensor `{}`", escape(name)), cause: cut(cause.into(), CAUSE) }
+}
+
+/// An error about the stored configuration of `name`.
+pub(super) fn config(name: &str, cause: impl Into<String>) -> Error {
+    Error::Weights { what: format!("config of `{}`", escape(name)), cause: cut(cause.into(), CAUSE) }
 }
 
 /// An error about the header or the file as a whole.

@@ -5,9 +5,11 @@
 //! | [`Weights`] | a file that has been read and checked: tensors by name |
 //! | [`Weights::import`] | fills declared [`Parameters`] by PyTorch's names, under any prefix |
 //! | [`ImportReport`] | what was matched, unused or missing; printing it gives a table |
-//! | [`Weights::survey`] | what LSTMs a file holds, guessed from names and shapes |
+//! | [`Weights::config`] | with which sizes and options a layer was declared, in a file of ours |
+//! | [`Weights::survey`] | what LSTMs a file holds, by the stored configuration, or guessed from names and shapes |
 //! | [`save`], [`save_arrays`], [`to_bytes`] | a file that `torch.load_state_dict(strict=True)` takes |
 //! | [`layout`] | gate orders, bias rules and other parts of Keras, TensorFlow, ONNX, Deep-Breathe, and the textbook's arrays |
+//! | [`textbook`] | an LSTM's parameters by the textbook's names |
 //!
 //! ```
 //! use everloop::weights::{self, Export, Import, Weights};
@@ -29,8 +31,9 @@
 //! is allocated; the header is strict JSON, without unknown fields, and every name stands once; the tensors cover the
 //! data without holes or overlaps, and no shape overflows. What loads is what the reference parser (the crate
 //! `safetensors`) reads; some of what that accepts is refused here: duplicate names, unknown fields, blanks before the
-//! header's brace, and headers of so many almost empty tensors that their index would need more than 1 MiB above the
-//! file's size. Reading allocates at most the file's size and 1 MiB.
+//! header's brace, entries of more than 4 KiB, and headers of so many almost empty tensors, or of texts with escapes so
+//! long, that reading them would need more than 1 MiB above the file's size. Reading allocates at most the file's size
+//! and 1 MiB.
 //!
 //! # Fuzzing
 //!
@@ -48,17 +51,22 @@
 //!
 //! New inputs go into the first folder.
 
+mod config;
 mod dtype;
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
 mod header;
 mod import;
+mod layer;
 pub mod layout;
 mod message;
 mod survey;
+mod tables;
+pub mod textbook;
 mod write;
 
-pub use dtype::{Dtype, bf16_to_f64, f16_to_f64};
+pub use config::Config;
+pub use dtype::Dtype;
 pub use header::TensorInfo;
 pub use import::{Import, ImportReport, Line, Status};
 pub use survey::{Found, Survey};
@@ -72,6 +80,17 @@ use crate::error::Result;
 use header::Header;
 
 /// A safetensors file in memory, checked.
+///
+/// ```
+/// use everloop::weights::Weights;
+/// # fn main() -> everloop::Result<()> {
+/// let header = br#"{"w":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
+/// let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &[0x00, 0x3c, 0x00, 0xc0]].concat();
+/// let file = Weights::from_bytes(&bytes)?;
+/// assert_eq!((file.tensors()[0].name(), file.values("w")?), ("w", vec![1.0, -2.0]));
+/// assert!(Weights::from_bytes(&bytes[1..]).is_err());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Weights {
     header: Header,
@@ -79,7 +98,11 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Checks the bytes of a file. Errors: see [what is refused](self#what-is-refused).
+    /// Checks the bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// See [what is refused](self#what-is-refused).
     pub fn from_bytes(bytes: &[u8]) -> Result<Weights> {
         let (first, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| too_short(bytes.len() as u64))?;
         let len = header::length(*first, bytes.len() as u64)?;
@@ -89,8 +112,12 @@ impl Weights {
         Ok(Weights { header, data: data.to_vec() })
     }
 
-    /// Reads and checks a file. Errors: not a regular file (a folder, pipe or device is never opened), cannot be
-    /// read, or [refused](self#what-is-refused).
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// Not a regular file (a folder, pipe or device is never opened), cannot be read, or
+    /// [refused](self#what-is-refused).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: impl AsRef<std::path::Path>) -> Result<Weights> {
         let (header, data) = file::read(path.as_ref())?;
@@ -119,7 +146,10 @@ impl Weights {
     }
 
     /// The values of a tensor, row-major; F16, BF16, F32 and F64 convert exactly, NaN and infinities as they are.
-    /// Errors: no tensor of this name, or of another type.
+    ///
+    /// # Errors
+    ///
+    /// No tensor of this name, or of another type.
     pub fn values(&self, name: &str) -> Result<Vec<f64>> {
         let tensor = self.get(name).ok_or_else(|| message::tensor(name, "is not in the file"))?;
         match tensor.dtype().is_float() {

@@ -1,9 +1,10 @@
-//! What LSTMs a file holds, guessed from names and shapes.
+//! What LSTMs a file holds: by names and shapes, and by the configuration that our own files store.
 
+use super::config::is_config;
 use super::header::TensorInfo;
-use super::layout::{Layout, TEXTBOOK};
-use super::{Weights, message};
-use crate::kernels::recurrence::NORMS;
+use super::layout::Layout;
+use super::tables::{Part, Row, Sizes, Table, kind_in_stack, name_in_stack};
+use super::{Config, Weights, message};
 use crate::layers::{Bias, Connection, Join, LstmConfig};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,16 +34,23 @@ pub struct Found {
     pub layer_norm: bool,
     /// Whether weights of [`Connection::Highway`] are there.
     pub highway: bool,
+    /// The configuration that the file stores for these weights, where it fits them.
+    pub stored: Option<LstmConfig>,
 }
 
 /// TensorFlow's, which is in no file.
 const EPSILON: f64 = 1e-12;
 
 impl Found {
-    /// The configuration that would take these weights; `None` where this engine has no such LSTM. What is in no file
-    /// (clips, coupled gates, ..) is off, and the epsilon of a layer norm is TensorFlow's 1e-12.
+    /// The configuration that takes these weights: the stored one, or else what names and shapes tell; `None` where this
+    /// engine has no such LSTM. What they do not tell (clips, coupled gates, ..) is off then, and the epsilon of a layer
+    /// norm is TensorFlow's 1e-12.
     pub fn config(&self) -> Option<LstmConfig> {
-        let config = LstmConfig {
+        self.stored.clone().or_else(|| Some(self.guess()).filter(|config| config.validate().is_ok()))
+    }
+
+    fn guess(&self) -> LstmConfig {
+        LstmConfig {
             hidden_sizes: self.hidden_sizes.clone(),
             proj_size: self.projection,
             bidirectional: (self.directions == 2).then(|| self.join.unwrap_or(Join::Layers)),
@@ -52,12 +60,35 @@ impl Found {
             layer_norm: self.layer_norm.then_some(EPSILON),
             connection: if self.highway { Connection::Highway } else { Connection::Plain },
             ..LstmConfig::new(self.input_size, 1)
-        };
-        config.validate().is_ok().then_some(config)
+        }
+    }
+
+    /// Whether a configuration has the options that names and shapes tell.
+    fn fits(&self, config: &LstmConfig) -> bool {
+        let stack = config.layers() > 1;
+        let ours = (self.input_size, &self.hidden_sizes, self.directions, self.bias, self.projection);
+        let sizes = (config.input_size, &config.hidden_sizes, config.directions().len(), config.bias, config.proj_size);
+        let options = (config.peephole, config.layer_norm.is_some(), stack && config.connection == Connection::Highway);
+        ours == sizes
+            && (self.peepholes, self.layer_norm, self.highway) == options
+            && self.join == config.bidirectional.filter(|_| stack)
     }
 }
 
 /// What a file holds. Printing it gives the report of `examples/import_report.rs`.
+///
+/// ```
+/// use everloop::weights::{self, Export, Weights};
+/// use everloop::{Parameters, Rng, layers::LstmConfig};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// let config = LstmConfig::new(3, 4).with_layers(2).with_cell_clip(3.0);
+/// config.declare(&mut parameters, "encoder", &mut Rng::new(1))?;
+/// let file = Weights::from_bytes(&weights::to_bytes(&parameters, &Export::new())?)?;
+/// let survey = file.survey();
+/// assert_eq!((survey.lstms[0].prefix.as_str(), survey.lstms[0].config()), ("encoder.", Some(config)));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Survey<'a> {
     /// The LSTMs, by prefix.
@@ -78,13 +109,28 @@ impl Weights {
             groups.entry(prefix).or_default().insert(leaf.strip_suffix(":0").unwrap_or(leaf), tensor);
         }
         for (prefix, leaves) in &groups {
-            let mut group = Group { prefix, leaves, groups: &groups, found: Vec::new() };
+            let group = Group { prefix, leaves, groups: &groups };
             match group.look() {
-                Ok(()) => survey.lstms.append(&mut group.found),
-                Err((name, cause)) => survey.broken.push((name, cause)),
+                Ok(found) => survey.lstms.extend(found),
+                Err(broken) => survey.broken.push(broken),
             }
         }
+        for found in survey.lstms.iter_mut() {
+            found.stored = self.stored(found).and_then(Result::ok);
+        }
         survey
+    }
+
+    /// The stored configuration of an LSTM under our names, or why it is not taken; `None` where there is none.
+    fn stored(&self, found: &Found) -> Option<Result<LstmConfig, String>> {
+        let name = found.prefix.trim_end_matches(['.', '/']);
+        let is_there = |(stored, kind): (&str, &str)| stored == name && kind == LstmConfig::KIND;
+        if found.layout != Layout::PyTorch || !self.configs().any(is_there) {
+            return None;
+        }
+        let config = self.config::<LstmConfig>(name).map_err(|e| e.to_string());
+        let misfit = || format!("config of `{}`: does not fit the weights", message::escape(name));
+        Some(config.and_then(|config| if found.fits(&config) { Ok(config) } else { Err(misfit()) }))
     }
 }
 
@@ -95,21 +141,58 @@ struct Group<'a> {
     prefix: &'a str,
     leaves: &'a Leaves<'a>,
     groups: &'a BTreeMap<&'a str, Leaves<'a>>,
-    found: Vec<Found>,
 }
 
 type Broken = (String, String);
 
-/// Beginnings of the names of a stack, beside `layer_norm`.
-const KINDS: [&str; 8] =
-    ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "weight_highway", "bias_highway"];
+/// Kinds of names in a stack that are in no [`Layout`].
+const HIGHWAY: [&str; 2] = ["weight_highway", "bias_highway"];
 
-impl Group<'_> {
-    /// The shape of a tensor that has elements: its sizes are bounded by the file's, so that no product overflows.
-    fn shape(&self, leaf: &str) -> Option<&[usize]> {
-        self.get(leaf).map(|t| t.shape()).filter(|shape| !shape.contains(&0))
+/// One layer and direction that fits a table.
+struct Solved {
+    sizes: Sizes,
+    /// Of each row of the table, whether its array is there.
+    there: Vec<bool>,
+}
+
+impl Solved {
+    fn has(&self, table: &Table, part: Part) -> bool {
+        table.rows.iter().zip(&self.there).any(|(row, there)| *there && row.parts.contains(&part))
     }
 
+    fn bias(&self, table: &Table) -> Bias {
+        match (self.has(table, Part::BiasIh), self.has(table, Part::BiasHh)) {
+            (_, true) => Bias::Two,
+            (true, false) => Bias::One,
+            (false, false) => Bias::None,
+        }
+    }
+
+    fn projection(&self, table: &Table) -> Option<usize> {
+        self.has(table, Part::Projection).then_some(self.sizes.outputs)
+    }
+
+    /// The LSTM of this one layer.
+    fn found(&self, layout: Layout, prefix: &str) -> Found {
+        let table = layout.table();
+        Found {
+            prefix: prefix.to_string(),
+            layout,
+            input_size: self.sizes.input,
+            hidden_sizes: vec![self.sizes.hidden],
+            directions: self.sizes.directions,
+            bias: self.bias(table),
+            join: None,
+            projection: self.projection(table),
+            peepholes: self.has(table, Part::Peephole),
+            layer_norm: self.has(table, Part::Norm),
+            highway: false,
+            stored: None,
+        }
+    }
+}
+
+impl Group<'_> {
     /// Of the group, or of one that lies in it (`projection/kernel`).
     fn get(&self, leaf: &str) -> Option<&TensorInfo> {
         match leaf.rfind(['.', '/']) {
@@ -118,120 +201,69 @@ impl Group<'_> {
         }
     }
 
-    /// Whether a part of a layout's [`parts`](Layout::parts) is there: its arrays, each of this shape, or none.
-    fn part(&self, layout: Layout, part: usize, shape: &[usize]) -> Result<bool, Broken> {
-        let first = layout.names().len() - layout.parts()[part..].iter().map(|p| p.len()).sum::<usize>();
-        let arrays = layout.parts()[part].iter().enumerate().map(|(n, name)| {
-            let other = layout.alias(first + n).filter(|other| self.get(other).is_some());
-            other.unwrap_or(name)
-        });
-        let arrays: Vec<&str> = arrays.collect();
-        if !arrays.iter().any(|name| self.get(name).is_some()) {
-            return Ok(false);
-        }
-        match arrays.iter().find(|name| self.shape(name) != Some(shape)) {
-            None => Ok(true),
-            Some(name) if self.get(name).is_none() => {
-                Err(self.broken(name, "is missing, others of its kind are there"))
-            }
-            Some(name) => Err(self.broken(name, format!("shape is not {}", message::shape(shape)))),
-        }
-    }
-
-    /// The cells of TensorFlow and Deep-Breathe: one matrix of `rows` and `columns`.
-    fn cell(&mut self, layout: Layout, [rows, columns]: [usize; 2]) -> Result<(), Broken> {
-        let bias = layout.names()[1];
-        let hidden = rows / 4;
-        let (there, fits) = (self.get(bias).is_some(), self.shape(bias) == Some(&[rows][..]));
-        // a dense layer has a kernel too, and anything can be called W: only names and biases tell
-        let signs = ["w_i_diag", "gamma_input", "input/gamma", "p_i", "ln_i.gamma"];
-        let parts = signs.iter().any(|sign| self.get(sign).is_some());
-        let told = match layout {
-            Layout::TensorFlow { .. } => self.is_recurrent() && (fits || !there),
-            _ => fits,
-        };
-        if !(told || parts) || rows % 4 != 0 {
-            return Ok(());
-        }
-        let projection = match self.shape(layout.parts()[0][0]) {
-            Some([also, outputs]) if *also == hidden => Some(*outputs),
-            Some(_) => return Err(self.broken(layout.parts()[0][0], format!("shape is not [{hidden}, P]"))),
-            None => None,
-        };
-        let (peepholes, layer_norm) = (self.part(layout, 1, &[hidden])?, self.part(layout, 2, &[hidden])?);
-        let outputs = projection.unwrap_or(hidden);
-        if columns <= outputs {
-            return Ok(());
-        }
-        if there && (layer_norm || !fits) {
-            let cause =
-                if layer_norm { "a layer norm stands in the place of the biases" } else { "shape does not fit" };
-            return Err(self.broken(bias, cause));
-        }
-        self.push(layout, columns - outputs, hidden, if there { Bias::One } else { Bias::None });
-        if let Some(found) = self.found.last_mut() {
-            (found.projection, found.peepholes, found.layer_norm) = (projection, peepholes, layer_norm);
-        }
-        Ok(())
-    }
-
-    /// Whether this is `projection/kernel` of a cell.
-    fn is_projection(&self, [hidden, _]: [usize; 2]) -> bool {
-        let above = self.prefix.strip_suffix("projection/").and_then(|above| self.groups.get(above)?.get("kernel"));
-        above.is_some_and(|kernel| kernel.shape().last() == hidden.checked_mul(4).as_ref())
+    /// The name of a row's array that is there, or else the first.
+    fn name(&self, row: &Row) -> &'static str {
+        row.names.iter().find(|name| self.get(name).is_some()).unwrap_or(&row.names[0])
     }
 
     fn broken(&self, leaf: &str, cause: impl Into<String>) -> Broken {
         (format!("{}{leaf}", self.prefix), cause.into())
     }
 
-    fn look(&mut self) -> Result<(), Broken> {
+    /// Sizes by a table whose arrays are named so. A tensor without elements is no weight: the sizes of the others are
+    /// bounded by the file's, so that no product overflows.
+    fn solve(&self, table: &Table, name: impl Fn(&Row) -> String) -> Result<Solved, (usize, Broken)> {
+        let arrays: Vec<Option<&TensorInfo>> = table.rows.iter().map(|row| self.get(&name(row))).collect();
+        let empty = |n: usize| table.rows[n].is_weight() && arrays[n].is_some_and(|t| t.shape().contains(&0));
+        let sizes = table.solve(|n| arrays[n].filter(|_| !empty(n)).map(|tensor| tensor.shape()));
+        let there = arrays.iter().map(Option::is_some).collect();
+        match sizes {
+            Ok(sizes) => Ok(Solved { sizes, there }),
+            Err((place, cause)) => Err((place, self.broken(&name(&table.rows[place]), cause))),
+        }
+    }
+
+    fn look(&self) -> Result<Vec<Found>, Broken> {
         if let Some(leaf) = self.leaves.keys().find(|l| l.starts_with("weight_ih")) {
-            return self.pytorch(leaf.starts_with("weight_ih_l"));
+            return Ok(vec![if leaf.starts_with("weight_ih_l") { self.stack()? } else { self.cell()? }]);
         }
-        match (self.shape("kernel"), self.shape("recurrent_kernel"), self.shape("bias")) {
-            (Some([input, columns]), Some([hidden, also]), bias) if *columns == 4 * hidden && also == columns => {
-                let (input, hidden) = (*input, *hidden);
-                if bias.is_some_and(|b| b != [4 * hidden]) {
-                    return Err(self.broken("bias", format!("shape does not fit hidden size {hidden}")));
-                }
-                let bias = if bias.is_some() { Bias::One } else { Bias::None };
-                self.push(Layout::Keras, input, hidden, bias);
+        let mut all = Vec::new();
+        for layout in [
+            Layout::Keras,
+            Layout::TensorFlow { forget_bias: 1.0 },
+            Layout::Onnx,
+            Layout::DeepBreathe { forget_bias: 1.0 },
+            Layout::Textbook { forget_bias: 0.0 },
+        ] {
+            let table = layout.table();
+            match self.solve(table, |row| self.name(row).to_string()) {
+                Ok(solved) if self.is_told(table) => all.push(solved.found(layout, self.prefix)),
+                // weights of these names can be anything's, but what fits and has a wrong bias beside it is an LSTM
+                Err((place, broken)) if self.is_told(table) && !table.rows[place].is_weight() => return Err(broken),
+                Err((place, broken)) if matches!(layout, Layout::Textbook { .. }) && place > 0 => return Err(broken),
+                _ => {}
             }
-            (Some([columns, rows]), None, _) if !self.is_projection([*columns, *rows]) => {
-                self.cell(Layout::TensorFlow { forget_bias: 1.0 }, [*rows, *columns])?;
-            }
-            _ => {}
         }
-        match (self.shape("W"), self.shape("R"), self.shape("B")) {
-            (Some([directions @ 1..=2, rows, input]), Some([also, and, hidden]), bias)
-                if rows == and && directions == also && *rows == hidden.saturating_mul(4) =>
-            {
-                let (directions, input, hidden) = (*directions, *input, *hidden);
-                let bias = if bias.is_some() { Bias::Two } else { Bias::None };
-                let peepholes = self.part(Layout::Onnx, 1, &[directions, 3 * hidden])?;
-                self.push(Layout::Onnx, input, hidden, bias);
-                if let Some(found) = self.found.last_mut() {
-                    (found.directions, found.peepholes) = (directions, peepholes);
-                }
-            }
-            (Some([rows, columns]), None, None) => {
-                self.cell(Layout::DeepBreathe { forget_bias: 1.0 }, [*rows, *columns])?;
-            }
-            _ => {}
+        Ok(all)
+    }
+
+    /// Whether weights that fit a table are those of an LSTM. Of one matrix alone only names and biases tell: a dense
+    /// layer has a kernel too, and anything can be called W.
+    fn is_told(&self, table: &Table) -> bool {
+        let [weight, next, ..] = table.rows else { return false };
+        if weight.parts.len() == 1 {
+            return true;
         }
-        if let (Some([hidden, input]), Some([also, and])) = (self.shape(TEXTBOOK[0]), self.shape(TEXTBOOK[4])) {
-            let (hidden, input) = (*hidden, *input);
-            if hidden != *also || hidden != *and {
-                return Err(self.broken(TEXTBOOK[4], format!("shape is not [{hidden}, {hidden}]")));
-            }
-            if let Some(name) = TEXTBOOK[..8].iter().find(|n| !self.leaves.contains_key(*n)) {
-                return Err(self.broken(name, "is missing"));
-            }
-            let bias = if self.leaves.contains_key(TEXTBOOK[8]) { Bias::One } else { Bias::None };
-            self.push(Layout::Textbook { forget_bias: 0.0 }, input, hidden, bias);
+        let shape = |row: &Row| self.get(self.name(row)).map(TensorInfo::shape);
+        let first = |row: &&Row| matches!(row.parts[0], Part::Peephole | Part::Norm) && row.blocks == [0];
+        let sign = table.rows.iter().filter(first).any(|row| shape(row).is_some());
+        let (gates, bias) = (shape(weight).and_then(|shape| weight.gate_rows(shape)), shape(next));
+        let fits = bias.is_some() && bias == gates.as_ref().map(std::slice::from_ref);
+        match weight.names[0] {
+            "kernel" if self.get("recurrent_kernel").is_some() || self.is_projection() => false,
+            "kernel" => sign || self.is_recurrent() && (fits || bias.is_none()),
+            _ => sign || fits,
         }
-        Ok(())
     }
 
     fn is_recurrent(&self) -> bool {
@@ -239,149 +271,92 @@ impl Group<'_> {
         ["lstm", "rnn", "cell"].iter().any(|word| prefix.contains(word))
     }
 
-    fn push(&mut self, layout: Layout, input_size: usize, hidden: usize, bias: Bias) {
-        self.found.push(Found {
-            prefix: self.prefix.to_string(),
-            layout,
-            input_size,
-            hidden_sizes: vec![hidden],
-            directions: 1,
-            bias,
-            join: None,
-            projection: None,
-            peepholes: false,
-            layer_norm: false,
-            highway: false,
-        });
+    /// Whether the group's kernel is `projection/kernel [H, P]` of a cell.
+    fn is_projection(&self) -> bool {
+        let above = self.prefix.strip_suffix("projection/").and_then(|above| self.groups.get(above)?.get("kernel"));
+        let rows = above.and_then(|kernel| kernel.shape().last().copied());
+        let hidden = self.get("kernel").and_then(|kernel| kernel.shape().first()?.checked_mul(4));
+        rows.is_some() && rows == hidden
     }
 
-    /// A stack: `weight_ih_l0`, `weight_hh_l0`, .. `_reverse`; without numbers an `LSTMCell`.
-    fn pytorch(&mut self, stack: bool) -> Result<(), Broken> {
-        let leaf = |kind: &str, layer: usize, reverse: bool| match stack {
-            true => format!("{kind}_l{layer}{}", if reverse { "_reverse" } else { "" }),
-            false => kind.to_string(),
-        };
-        let layers = match stack {
-            true => (0..).take_while(|k| self.leaves.contains_key(leaf("weight_ih", *k, false).as_str())).count(),
-            false => 1,
-        };
-        let directions = 1 + (stack && self.leaves.contains_key("weight_ih_l0_reverse")) as usize;
-        let there = |kind: &str, layer: usize| self.leaves.contains_key(leaf(kind, layer, false).as_str());
-        let bias = match (there("bias_ih", 0), there("bias_hh", 0)) {
-            (false, false) => Bias::None,
-            (true, false) => Bias::One,
-            (_, true) => Bias::Two,
-        };
-        let (peepholes, layer_norm) = (there("weight_peephole", 0), there("layer_norm", 0));
-        let highway = there("weight_highway", 1);
-        let (mut hidden_sizes, mut inputs) = (Vec::new(), Vec::new());
-        let (mut outputs, mut projection, mut known) = (Vec::<usize>::new(), None, 0);
-        for layer in 0..layers {
-            for reverse in [false, true].into_iter().take(directions) {
-                let name = leaf("weight_ih", layer, reverse);
-                let Some([rows, input]) = self.shape(&name) else {
-                    return Err(self.broken(&name, "is missing, or has not two axes"));
-                };
-                let name = leaf("weight_hh", layer, reverse);
-                let Some([also, columns]) = self.shape(&name) else {
-                    return Err(self.broken(&name, "is missing, or has not two axes"));
-                };
-                let projected = self.shape(&leaf("weight_hr", layer, reverse));
-                let hidden = projected.and_then(|s| s.get(1)).unwrap_or(columns);
-                if *rows == hidden.saturating_mul(3) {
-                    return Err(self.broken(&name, "three gates: a GRU, not an LSTM"));
-                }
-                if rows == hidden {
-                    return Err(self.broken(&name, "one gate: a simple RNN, not an LSTM"));
-                }
-                if *rows != hidden.saturating_mul(4) || rows != also {
-                    let cause = format!("{rows} and {also} gate rows do not fit hidden size {hidden}");
-                    return Err(self.broken(&name, cause));
-                }
-                if projected.is_some_and(|s| s != [*columns, *hidden]) {
-                    return Err(self.broken(&leaf("weight_hr", layer, reverse), "shape does not fit"));
-                }
-                let joined = reverse && layer > 0 && *input == outputs[layer - 1].saturating_mul(2);
-                let highway = highway && layer > 0 && !joined;
-                // of numbers of elements that are in the file
-                for (wanted, kind, shape) in [
-                    (bias != Bias::None, "bias_ih", &[*rows][..]),
-                    (bias == Bias::Two, "bias_hh", &[*rows]),
-                    (peepholes, "weight_peephole", &[3 * hidden]),
-                    (layer_norm, "layer_norm", &[2, NORMS * hidden]),
-                    (highway, "weight_highway", &[*input, *input]),
-                    (highway, "bias_highway", &[*input]),
-                ] {
-                    let name = leaf(kind, layer, reverse);
-                    match (wanted, self.shape(&name)) {
-                        (true, Some(found)) if found == shape => known += 1,
-                        (false, None) => {}
-                        (true, None) => return Err(self.broken(&name, "is missing, others of its kind are there")),
-                        (true, _) => return Err(self.broken(&name, format!("shape is not {}", message::shape(shape)))),
-                        (false, _) => return Err(self.broken(&name, "is there, others of its kind are missing")),
+    /// PyTorch's `LSTMCell`.
+    fn cell(&self) -> Result<Found, Broken> {
+        let solved = self.solve(Layout::PyTorch.table(), |row| self.name(row).to_string());
+        Ok(solved.map_err(|(_, broken)| broken)?.found(Layout::PyTorch, self.prefix))
+    }
+
+    /// A stack: `weight_ih_l0`, `weight_hh_l0`, .. `_reverse`.
+    fn stack(&self) -> Result<Found, Broken> {
+        let table = Layout::PyTorch.table();
+        let is_there =
+            |kind: &str, layer: usize, reverse: bool| self.get(&name_in_stack(kind, layer, reverse)).is_some();
+        let layers = (0..).take_while(|k| is_there("weight_ih", *k, false)).count();
+        let directions = 1 + is_there("weight_ih", 0, true) as usize;
+        let highway = is_there(HIGHWAY[0], 1, false);
+        let (mut solved, mut known) = (Vec::<Solved>::new(), 0);
+        for (layer, reverse) in (0..layers).flat_map(|k| [(k, false), (k, true)].into_iter().take(directions)) {
+            let name = |kind: &str| name_in_stack(kind, layer, reverse);
+            let this = self.solve(table, |row| name(row.names[0])).map_err(|(_, broken)| broken)?;
+            let first = solved.first().unwrap_or(&this);
+            if let Some(row) = (0..table.rows.len()).find(|row| first.there[*row] != this.there[*row]) {
+                return Err(self.broken(&name(table.rows[row].names[0]), uneven(this.there[row])));
+            }
+            // of numbers of elements that are in the file
+            let (input, below) = (this.sizes.input, solved.len().checked_sub(directions).map(|n| &solved[n].sizes));
+            let joined = reverse && below.is_some_and(|below| input == 2 * below.outputs);
+            let wanted = highway && layer > 0 && !joined;
+            for (kind, shape) in HIGHWAY.into_iter().zip([&[input, input][..], &[input]]) {
+                match (wanted, self.get(&name(kind)).map(TensorInfo::shape)) {
+                    (true, Some(found)) if found == shape => known += 1,
+                    (false, None) => {}
+                    (true, Some(_)) => {
+                        return Err(self.broken(&name(kind), format!("shape is not {}", message::shape(shape))));
                     }
-                }
-                known += 2 + projected.is_some() as usize;
-                if !reverse {
-                    hidden_sizes.push(*hidden);
-                    inputs.push(*input);
-                    outputs.push(*columns);
-                    let this = projected.map(|_| *columns);
-                    if layer > 0 && this != projection {
-                        return Err(self.broken(&name, "layers have projections of different sizes, or only some have"));
-                    }
-                    projection = this;
-                } else if (hidden_sizes.last(), inputs.last()) != (Some(hidden), Some(input))
-                    || (outputs.last(), projection) != (Some(columns), projected.map(|_| *columns))
-                {
-                    return Err(self.broken(&name, "its sizes differ from the forward direction's"));
+                    (wanted, found) => return Err(self.broken(&name(kind), uneven(!wanted && found.is_some()))),
                 }
             }
+            known += this.there.iter().filter(|there| **there).count();
+            if reverse && solved.last().is_some_and(|forward| forward.sizes != this.sizes) {
+                return Err(self.broken(&name("weight_ih"), "its sizes differ from the forward direction's"));
+            }
+            if first.projection(table) != this.projection(table) {
+                return Err(self.broken(&name("weight_hr"), "layers have projections of different sizes"));
+            }
+            solved.push(this);
         }
-        let numbered = |rest: &str| rest.trim_start_matches("_l").starts_with(|c: char| c.is_ascii_digit());
-        let all = self.leaves.keys().filter(|leaf| {
-            let norm = leaf.strip_prefix("layer_norm").is_some_and(|rest| rest.is_empty() || numbered(rest));
-            norm || KINDS.iter().any(|kind| leaf.starts_with(kind))
-        });
+        let is_ours = |kind: &str| table.place(kind).is_some() || HIGHWAY.contains(&kind);
+        let all = self.leaves.keys().filter(|leaf| kind_in_stack(leaf).is_some_and(|(kind, ..)| is_ours(kind)));
         if let Some(extra) = (known != all.clone().count()).then(|| all.clone().next_back()).flatten() {
             return Err(self.broken(extra, format!("layers or directions are missing: {layers} layers are whole")));
         }
+        let forward: Vec<&Solved> = solved.iter().step_by(directions).collect();
         let mut join = None;
-        for layer in 1..layers {
-            let (input, output) = (inputs[layer], outputs[layer - 1]);
-            let this = match input {
-                _ if directions == 1 && input == output => continue,
-                _ if directions == 2 && input == output.saturating_mul(2) => Join::Layers,
-                _ if directions == 2 && input == output => Join::Stacks,
+        for (layer, pair) in forward.windows(2).enumerate() {
+            let (input, output) = (pair[1].sizes.input, pair[0].sizes.outputs);
+            let name = name_in_stack("weight_ih", layer + 1, false);
+            let this = match directions {
+                1 if input == output => continue,
+                2 if input == 2 * output => Join::Layers,
+                2 if input == output => Join::Stacks,
                 _ => {
-                    let name = leaf("weight_ih", layer, false);
                     return Err(
                         self.broken(&name, format!("{input} columns do not fit the {output} of the layer below"))
                     );
                 }
             };
             if join.replace(this).is_some_and(|before| before != this) {
-                return Err(self.broken(&leaf("weight_ih", layer, false), "layers are joined in two ways"));
+                return Err(self.broken(&name, "layers are joined in two ways"));
             }
         }
-        if let Some(input_size) = inputs.first() {
-            let (prefix, layout, input_size) = (self.prefix.to_string(), Layout::PyTorch, *input_size);
-            self.found.push(Found {
-                prefix,
-                layout,
-                input_size,
-                hidden_sizes,
-                directions,
-                bias,
-                join,
-                projection,
-                peepholes,
-                layer_norm,
-                highway,
-            });
-        }
-        Ok(())
+        let Some(first) = forward.first() else { return Err(self.broken("weight_ih_l0", "is missing")) };
+        let hidden_sizes = forward.iter().map(|layer| layer.sizes.hidden).collect();
+        Ok(Found { hidden_sizes, directions, join, highway, ..first.found(Layout::PyTorch, self.prefix) })
     }
+}
+
+/// What is wrong with an array that only some layers have.
+fn uneven(there: bool) -> &'static str {
+    if there { "is there, others of its kind are missing" } else { "is missing, others of its kind are there" }
 }
 
 impl fmt::Display for Survey<'_> {
@@ -390,20 +365,12 @@ impl fmt::Display for Survey<'_> {
         let bytes: u64 = tensors.iter().map(TensorInfo::bytes).sum();
         let plural = if self.lstms.len() == 1 { "" } else { "s" };
         writeln!(f, "{} tensors, {bytes} bytes of data, {} LSTM{plural}", tensors.len(), self.lstms.len())?;
-        for (key, value) in self.weights.metadata().take(8) {
+        for (key, value) in self.weights.metadata().filter(|(key, _)| !is_config(key)).take(8) {
             writeln!(f, "metadata {}: {}", message::escape(key), message::escape(value))?;
         }
         for found in &self.lstms {
-            let name = found.prefix.trim_end_matches(['.', '/']);
-            let layout = match found.layout {
-                Layout::PyTorch => "PyTorch",
-                Layout::Keras => "Keras",
-                Layout::TensorFlow { .. } => "TensorFlow",
-                Layout::Onnx => "ONNX",
-                Layout::DeepBreathe { .. } => "Deep-Breathe",
-                Layout::Textbook { .. } => "textbook",
-            };
-            writeln!(f, "LSTM `{}`: {layout} names", message::escape(name))?;
+            let name = message::escape(found.prefix.trim_end_matches(['.', '/']));
+            writeln!(f, "LSTM `{name}`: {} names", found.layout.table().name)?;
             write!(f, "  layers {}, directions {}", found.hidden_sizes.len(), found.directions)?;
             let hidden = message::shape(&found.hidden_sizes);
             writeln!(f, ", input size {}, hidden sizes {hidden}", found.input_size)?;
@@ -425,10 +392,7 @@ impl fmt::Display for Survey<'_> {
                 writeln!(f, "  peephole weights to i, f, o")?;
             }
             if found.layer_norm {
-                writeln!(
-                    f,
-                    "  layer norm of each gate and the cell; its epsilon is in no file, {EPSILON:e} is assumed"
-                )?;
+                writeln!(f, "  layer norm of each gate and the cell")?;
             }
             if found.highway {
                 writeln!(f, "  highway connections between layers")?;
@@ -436,11 +400,19 @@ impl fmt::Display for Survey<'_> {
             if found.config().is_none() {
                 writeln!(f, "  this engine has no LSTM of these sizes")?;
             }
-            write!(
-                f,
-                "  not in the file: batch first, dropout, activations, coupled gates, clips, residual connections,"
-            )?;
-            writeln!(f, " a forget bias outside the vectors")?;
+            match &found.stored {
+                Some(config) => writeln!(f, "  stored with it: {}", options(config))?,
+                None => {
+                    if let Some(Err(cause)) = self.weights.stored(found) {
+                        writeln!(f, "  not taken: {cause}")?;
+                    }
+                    if found.layer_norm {
+                        writeln!(f, "  the layer norm's epsilon is in no file, {EPSILON:e} is assumed")?;
+                    }
+                    write!(f, "  not in the file: batch first, dropout, activations, coupled gates, clips,")?;
+                    writeln!(f, " residual connections, a forget bias outside the vectors")?;
+                }
+            }
         }
         for (name, cause) in &self.broken {
             writeln!(f, "no LSTM: `{}`: {cause}", message::escape(name))?;
@@ -456,4 +428,23 @@ impl fmt::Display for Survey<'_> {
         }
         Ok(())
     }
+}
+
+/// The options of a configuration that names and shapes do not tell, where they are not at their default.
+fn options(config: &LstmConfig) -> String {
+    let limit = |limit: Option<f64>| limit.unwrap_or(0.0);
+    let all = [
+        (config.batch_first, "batch first".to_string()),
+        (config.forget_bias != 0.0, format!("forget bias {}", config.forget_bias)),
+        (config.coupled, "coupled gates".to_string()),
+        (config.cell_clip.is_some(), format!("cell clip {}", limit(config.cell_clip))),
+        (config.proj_clip.is_some(), format!("clip of the projection {}", limit(config.proj_clip))),
+        (config.layer_norm.is_some(), format!("epsilon {:e}", limit(config.layer_norm))),
+        (config.connection == Connection::Residual, "residual connections".to_string()),
+        (config.dropout > 0.0, format!("dropout {}", config.dropout)),
+        (config.recurrent_dropout > 0.0, format!("recurrent dropout {}", config.recurrent_dropout)),
+        (config.variational, "variational dropout".to_string()),
+    ];
+    let there: Vec<String> = all.into_iter().filter(|(there, _)| *there).map(|(_, option)| option).collect();
+    if there.is_empty() { "no further options".to_string() } else { there.join(", ") }
 }

@@ -1,14 +1,23 @@
 //! Saving: names checked, values checked, then one pass.
 
-use super::message;
+use super::header::{Entry, MAX_HEADER, METADATA};
+use super::{Dtype, config, message};
 use crate::error::Result;
 use crate::layers::path;
 use crate::parameters::Parameters;
-use std::collections::HashSet;
-use std::fmt::Write as _;
+use serde::Serializer;
+use serde::ser::SerializeMap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::Write;
 
 /// How parameters become a file: under which prefix, in which precision.
+///
+/// ```
+/// use everloop::weights::Export;
+/// let export = Export::new().with_prefix("encoder").with_f64();
+/// assert_eq!((export.prefix.as_str(), export.f64), ("encoder", true));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Export {
     /// Put before every name, with a dot; empty at first.
@@ -35,6 +44,15 @@ impl Export {
 }
 
 /// A named array that is no parameter of ours: what a [layout](super::layout) reads and writes.
+///
+/// ```
+/// use everloop::weights::{Array, Export, Weights, arrays_to_bytes};
+/// # fn main() -> everloop::Result<()> {
+/// let mean = Array { name: "mean".into(), shape: vec![2], values: vec![0.5, 1.5] };
+/// let file = Weights::from_bytes(&arrays_to_bytes(&[mean], &Export::new().with_prefix("input"))?)?;
+/// assert_eq!(file.values("input.mean")?, [0.5, 1.5]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array {
     /// Its name in the file.
@@ -45,75 +63,96 @@ pub struct Array {
     pub values: Vec<f64>,
 }
 
+impl Array {
+    /// Error: a shape that does not fit the values.
+    pub(super) fn check(&self) -> Result<()> {
+        fits(&self.name, &self.shape, &self.values)
+    }
+}
+
+fn fits(name: &str, shape: &[usize], values: &[f64]) -> Result<()> {
+    match shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)) == Some(values.len()) {
+        true => Ok(()),
+        false => {
+            let cause = format!("shape {} does not fit its {} values", message::shape(shape), values.len());
+            Err(message::tensor(name, cause))
+        }
+    }
+}
+
 /// A tensor about to be written.
-struct Entry<'a> {
+struct Tensor<'a> {
     name: String,
     shape: &'a [usize],
     values: &'a [f64],
 }
 
-impl<'a> Entry<'a> {
-    /// An empty name stays empty, whatever the prefix, and is refused.
-    fn new(prefix: &str, name: &str, shape: &'a [usize], values: &'a [f64]) -> Self {
-        let name = if name.is_empty() { String::new() } else { join(prefix, name) };
-        Entry { name, shape, values }
-    }
+/// A file about to be written.
+struct Content<'a> {
+    tensors: Vec<Tensor<'a>>,
+    metadata: BTreeMap<String, &'a str>,
+    f64: bool,
 }
 
-/// The bytes of a safetensors file with all parameters, sorted by name, with the metadata `{"format":"pt"}`.
+/// The bytes of a safetensors file with all parameters, sorted by name. Its metadata is `"format": "pt"`, and the
+/// [configuration](super::Weights::config) of each layer that was declared.
 ///
-/// Errors: a name that is empty or `__metadata__`, a name that two tensors share, a value that is not finite or that
-/// F32 cannot hold.
+/// # Errors
+///
+/// A name that is empty or `__metadata__`, a name that two tensors share, a value that is not finite or that F32 cannot
+/// hold.
 pub fn to_bytes(parameters: &Parameters, export: &Export) -> Result<Vec<u8>> {
-    bytes(entries(parameters, &export.prefix)?, export.f64)
+    Content::of_parameters(parameters, export)?.bytes()
 }
 
-/// The bytes of a safetensors file with these arrays; `prefix` and errors as in [`to_bytes`], and a shape that does
-/// not fit its values.
-pub fn arrays_to_bytes(arrays: &[Array], export: &Export) -> Result<Vec<u8>> {
-    bytes(array_entries(arrays, &export.prefix), export.f64)
-}
-
-fn bytes(entries: Vec<Entry<'_>>, f64: bool) -> Result<Vec<u8>> {
-    let (header, entries) = prepare(entries, f64)?;
-    let mut bytes = Vec::new();
-    write(&header, &entries, f64, &mut bytes).map_err(|e| message::file(e.to_string()))?;
-    Ok(bytes)
-}
-
-/// Writes all parameters to a safetensors file. The content is [`to_bytes`]'s, and so are the errors; then nothing
-/// was touched.
+/// The bytes of a safetensors file with these arrays and the metadata `"format": "pt"`.
 ///
-/// The file is replaced whole and durably, or not at all: a temporary file (`.everloop-<process>-<number>.tmp`, made
-/// with O_EXCL in the same folder) is written, synced and renamed, then the folder is synced. On an error it is
-/// removed (a killed process can leave it behind), and an existing file keeps its content. An existing file's mode is kept, a new one's is 0666 without the
-/// umask. Where `path` is a symbolic link, the link stays and the file it points to is replaced (or made). Other hard
-/// links to the old file keep the old content; owner and extended attributes are those of a new file. A path that
-/// is there and no regular file is refused.
+/// # Errors
+///
+/// As [`to_bytes`], and a shape that does not fit its values.
+pub fn arrays_to_bytes(arrays: &[Array], export: &Export) -> Result<Vec<u8>> {
+    Content::of_arrays(arrays, export).bytes()
+}
+
+/// Writes all parameters to a safetensors file; the content is [`to_bytes`]'s.
+///
+/// The file is replaced whole and durably, or not at all: a temporary file (`.everloop-<random>.tmp`, made with O_EXCL in
+/// the same folder) is written, synced and renamed, then the folder is synced. On an error it is removed (a killed
+/// process can leave it behind), and an existing file keeps its content. An existing file's mode is kept, a new one's is
+/// 0666 without the umask. Where `path` is a symbolic link, the link stays and the file it points to is replaced (or made). Other hard
+/// links to the old file keep the old content; owner and extended attributes are those of a new file.
+///
+/// # Errors
+///
+/// Those of [`to_bytes`]; then nothing was touched. A path that is there and no regular file, and whatever the system
+/// refuses.
+///
+/// ```
+/// use everloop::weights::{self, Export, Weights};
+/// use everloop::{Parameters, Rng, layers::DenseConfig};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// let config = DenseConfig::new(3, 2);
+/// config.declare(&mut parameters, "head", &mut Rng::new(1))?;
+/// let path = std::env::temp_dir().join(format!("everloop-doc-{}.safetensors", std::process::id()));
+/// weights::save(&path, &parameters, &Export::new())?;
+/// assert_eq!(Weights::open(&path)?.config::<DenseConfig>("head")?, config);
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok(()) }
+/// ```
 #[cfg(not(target_arch = "wasm32"))]
 pub fn save(target: impl AsRef<std::path::Path>, parameters: &Parameters, export: &Export) -> Result<()> {
-    save_entries(target.as_ref(), entries(parameters, &export.prefix)?, export.f64)
+    Content::of_parameters(parameters, export)?.save(target.as_ref())
 }
 
-/// Writes these arrays to a safetensors file; content and errors are [`arrays_to_bytes`]'s, the file is replaced as by
-/// [`save`].
+/// Writes these arrays to a safetensors file; the content is [`arrays_to_bytes`]'s, the file is replaced as by [`save`].
+///
+/// # Errors
+///
+/// Those of [`arrays_to_bytes`] and [`save`].
 #[cfg(not(target_arch = "wasm32"))]
 pub fn save_arrays(target: impl AsRef<std::path::Path>, arrays: &[Array], export: &Export) -> Result<()> {
-    save_entries(target.as_ref(), array_entries(arrays, &export.prefix), export.f64)
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-fn save_entries(target: &std::path::Path, entries: Vec<Entry<'_>>, f64: bool) -> Result<()> {
-    let (header, entries) = prepare(entries, f64)?;
-    super::file::replace(target, |to| write(&header, &entries, f64, to))
-}
-
-fn entries<'a>(parameters: &'a Parameters, prefix: &str) -> Result<Vec<Entry<'a>>> {
-    parameters.iter().map(|p| Ok(Entry::new(prefix, &p.name, &p.shape, parameters.get(&p.name)?))).collect()
-}
-
-fn array_entries<'a>(arrays: &'a [Array], prefix: &str) -> Vec<Entry<'a>> {
-    arrays.iter().map(|a| Entry::new(prefix, &a.name, &a.shape, &a.values)).collect()
+    Content::of_arrays(arrays, export).save(target.as_ref())
 }
 
 /// `prefix.name`; a prefix may bring its own separator, as in `rnn/cell/`.
@@ -121,73 +160,93 @@ pub(super) fn join(prefix: &str, name: &str) -> String {
     if prefix.ends_with(['.', '/']) { format!("{prefix}{name}") } else { path(prefix, name) }
 }
 
-/// Checks everything, and makes the header and the order of the data.
-fn prepare(mut entries: Vec<Entry<'_>>, f64: bool) -> Result<(Vec<u8>, Vec<Entry<'_>>)> {
-    let width = if f64 { 8 } else { 4 };
-    let mut names = HashSet::new();
-    for Entry { name, shape, values } in &entries {
-        if name.is_empty() {
-            return Err(message::tensor(name, "an empty name cannot be saved"));
-        }
-        if name == "__metadata__" {
-            return Err(message::tensor(name, "is the format's own name, and no tensor can have it"));
-        }
-        if !names.insert(name.as_str()) {
-            return Err(message::tensor(name, "two tensors would be saved under this name"));
-        }
-        if shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)) != Some(values.len()) {
-            let shape = message::shape(shape);
-            return Err(message::tensor(name, format!("shape {shape} does not fit its {} values", values.len())));
-        }
-        let held = |v: f64| if f64 { v.is_finite() } else { (v as f32).is_finite() };
-        if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !held(**v)) {
-            let dtype = if f64 { "F64" } else { "F32" };
-            return Err(message::tensor(name, format!("element {index} is {value:e}, no finite {dtype}")));
-        }
+impl<'a> Content<'a> {
+    fn of_parameters(parameters: &'a Parameters, export: &Export) -> Result<Self> {
+        let arrays = parameters.iter().map(|p| Ok((&*p.name, &*p.shape, parameters.get(&p.name)?)));
+        let mut content = Content::new(arrays.collect::<Result<Vec<_>>>()?, export);
+        let configs = parameters.configs().map(|(kind, name, text)| (config::key(kind, &export.prefix, name), text));
+        content.metadata.extend(configs);
+        Ok(content)
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut text = String::from(r#"{"__metadata__":{"format":"pt"}"#);
-    let mut at = 0;
-    for Entry { name, shape, values } in &entries {
-        let end = at + values.len() * width;
-        let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();
-        text.push_str(",\"");
-        quote(&mut text, name);
-        let (dtype, shape) = (width * 8, shape.join(","));
-        let _ = write!(text, r#"":{{"dtype":"F{dtype}","shape":[{shape}],"data_offsets":[{at},{end}]}}"#);
-        at = end;
-    }
-    text.push('}');
-    // readers that map the file want its data aligned
-    while text.len() % 8 != 0 {
-        text.push(' ');
-    }
-    if text.len() as u64 > super::header::MAX_HEADER {
-        return Err(message::file("the names and shapes do not fit into a header of 100 MB"));
-    }
-    Ok((text.into_bytes(), entries))
-}
 
-fn quote(text: &mut String, name: &str) {
-    for c in name.chars() {
-        match c {
-            '"' | '\\' => text.extend(['\\', c]),
-            '\0'..='\x1f' => {
-                let _ = write!(text, "\\u{:04x}", c as u32);
+    fn of_arrays(arrays: &'a [Array], export: &Export) -> Self {
+        Content::new(arrays.iter().map(|a| (&*a.name, &*a.shape, &*a.values)).collect(), export)
+    }
+
+    fn new(arrays: Vec<(&str, &'a [usize], &'a [f64])>, export: &Export) -> Self {
+        // an empty name stays empty, whatever the prefix, and is refused
+        let named = |name: &str| if name.is_empty() { String::new() } else { join(&export.prefix, name) };
+        let tensor = |(name, shape, values)| Tensor { name: named(name), shape, values };
+        let mut tensors: Vec<Tensor<'a>> = arrays.into_iter().map(tensor).collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Content { tensors, metadata: [("format".to_string(), "pt")].into(), f64: export.f64 }
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.write(&self.header()?, &mut bytes).map_err(|e| message::file(e.to_string()))?;
+        Ok(bytes)
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn save(&self, target: &std::path::Path) -> Result<()> {
+        let header = self.header()?;
+        super::file::replace(target, |to| self.write(&header, to))
+    }
+
+    /// Checks everything, and makes the header.
+    fn header(&self) -> Result<Vec<u8>> {
+        let (dtype, width) = if self.f64 { (Dtype::F64, 8) } else { (Dtype::F32, 4) };
+        let mut last = None;
+        for Tensor { name, shape, values } in &self.tensors {
+            if name.is_empty() {
+                return Err(message::tensor(name, "an empty name cannot be saved"));
             }
-            _ => text.push(c),
+            if name == METADATA {
+                return Err(message::tensor(name, "is the format's own name, and no tensor can have it"));
+            }
+            if last.replace(name) == Some(name) {
+                return Err(message::tensor(name, "two tensors would be saved under this name"));
+            }
+            fits(name, shape, values)?;
+            let held = |v: f64| if self.f64 { v.is_finite() } else { (v as f32).is_finite() };
+            if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !held(**v)) {
+                let cause = format!("element {index} is {value:e}, no finite {}", dtype.name());
+                return Err(message::tensor(name, cause));
+            }
+        }
+        let mut header = self.json(dtype, width).map_err(|e| message::file(e.to_string()))?;
+        // readers that map the file want its data aligned
+        header.resize(header.len().next_multiple_of(8), b' ');
+        match header.len() as u64 > MAX_HEADER {
+            true => Err(message::file("the names and shapes do not fit into a header of 100 MB")),
+            false => Ok(header),
         }
     }
-}
 
-fn write(header: &[u8], entries: &[Entry<'_>], f64: bool, to: &mut dyn Write) -> std::io::Result<()> {
-    to.write_all(&(header.len() as u64).to_le_bytes())?;
-    to.write_all(header)?;
-    for value in entries.iter().flat_map(|e| e.values) {
-        match f64 {
-            true => to.write_all(&value.to_le_bytes())?,
-            false => to.write_all(&(*value as f32).to_le_bytes())?,
+    fn json(&self, dtype: Dtype, width: u64) -> serde_json::Result<Vec<u8>> {
+        let mut json = serde_json::Serializer::new(Vec::new());
+        let mut map = json.serialize_map(None)?;
+        map.serialize_entry(METADATA, &self.metadata)?;
+        let mut at = 0;
+        for Tensor { name, shape, values } in &self.tensors {
+            let end = at + values.len() as u64 * width;
+            map.serialize_entry(name, &Entry { dtype, shape: Cow::Borrowed(shape), data_offsets: (at, end) })?;
+            at = end;
         }
+        map.end()?;
+        Ok(json.into_inner())
     }
-    Ok(())
+
+    fn write(&self, header: &[u8], to: &mut dyn Write) -> std::io::Result<()> {
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(header)?;
+        for value in self.tensors.iter().flat_map(|tensor| tensor.values) {
+            match self.f64 {
+                true => to.write_all(&value.to_le_bytes())?,
+                false => to.write_all(&(*value as f32).to_le_bytes())?,
+            }
+        }
+        Ok(())
+    }
 }

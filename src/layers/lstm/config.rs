@@ -343,6 +343,7 @@ impl LstmConfig {
                 }
             }
         }
+        parameters.note_config("LstmConfig", name, self)?;
         Ok(super::Lstm { config: self.clone(), name: name.to_string() })
     }
 }
