@@ -1,6 +1,6 @@
 //! Weights files: what is read, what is refused, what is written, and the layouts of other frameworks.
 
-use everloop::layers::{Bias, Connection, DenseConfig, Join, LstmConfig};
+use everloop::layers::{Bias, Connection, DenseConfig, EmbeddingConfig, Fill, Init, Join, LstmConfig};
 use everloop::optimizer::SgdConfig;
 use everloop::plan::Direction;
 use everloop::recorder::gradient_name;
@@ -1388,5 +1388,191 @@ fn the_survey_tells_lstms_from_what_looks_like_them() {
                 assert_eq!(survey.lstms[0].config().unwrap(), config);
             }
         }
+    }
+}
+
+/// Configurations with every option, and numbers that have no short decimal form.
+fn configs() -> Vec<LstmConfig> {
+    let plain = LstmConfig::new(4, 4);
+    let deep = plain.clone().with_layers(2);
+    vec![
+        plain.clone(),
+        plain.clone().with_coupled_gates().with_peephole().with_cell_clip(0.1 + 0.2),
+        plain.clone().with_projection(3).with_proj_clip(1.0 / 3.0).with_bias(Bias::None),
+        plain.clone().with_layer_norm(1e-5 / 3.0).with_forget_bias(-0.0).with_bias(Bias::One),
+        plain.clone().with_bidirectional(Join::Stacks).with_batch_first(),
+        plain.clone().with_init(Init {
+            input: Fill::Glorot,
+            recurrent: Fill::Orthogonal,
+            forget_bias: Some(0.7 / 3.0),
+        }),
+        deep.clone().with_connection(Connection::Residual).with_dropout(0.1).with_recurrent_dropout(1.0 / 7.0),
+        deep.clone().with_connection(Connection::Highway).with_variational_dropout().with_forget_bias(1.0),
+        deep.clone().with_bidirectional(Join::Layers).with_coupled_gates().with_forget_bias(f32::MIN_POSITIVE as f64),
+        deep.with_bidirectional(Join::Stacks).with_hidden_sizes(&[3, 5, 2]).with_cell_clip(3.0000000000000004),
+        // around one layer there is no connection, and no weights tell of it
+        plain.with_connection(Connection::Highway),
+    ]
+}
+
+#[test]
+fn configs_come_back_from_our_files() {
+    for config in configs() {
+        for (prefix, name, path) in [
+            ("", "", ""),
+            ("", "a.lstm", "a.lstm"),
+            ("model", "", "model"),
+            ("x.", "lstm", "x.lstm"),
+            ("y/", "l", "y/l"),
+        ] {
+            let mut parameters = Parameters::new();
+            config.declare(&mut parameters, name, &mut Rng::new(1)).unwrap();
+            DenseConfig::new(3, 2).with_bias(false).declare(&mut parameters, name, &mut Rng::new(1)).unwrap();
+            EmbeddingConfig::new(5, 2).declare(&mut parameters, "words", &mut Rng::new(1)).unwrap();
+            let bytes = weights::to_bytes(&parameters, &Export::new().with_prefix(prefix)).unwrap();
+            assert_eq!(agree(&bytes), (true, true));
+            let read = Weights::from_bytes(&bytes).unwrap();
+            let words = match prefix {
+                "" => "words".to_string(),
+                "model" => "model.words".to_string(),
+                prefix => format!("{prefix}words"),
+            };
+            let listed: Vec<_> = read.configs().collect();
+            assert_eq!(listed, [(path, "DenseConfig"), (&words, "EmbeddingConfig"), (path, "LstmConfig")]);
+            let found = read.config::<LstmConfig>(path).unwrap();
+            // `==` and Debug together hold every bit of a finite number
+            assert_eq!((&found, format!("{found:?}")), (&config, format!("{config:?}")));
+            assert_eq!(read.config::<DenseConfig>(path).unwrap(), DenseConfig::new(3, 2).with_bias(false));
+            assert_eq!(read.config::<EmbeddingConfig>(&words).unwrap(), EmbeddingConfig::new(5, 2));
+            let survey = read.survey();
+            assert_eq!(
+                (survey.lstms[0].config(), &survey.lstms[0].stored),
+                (Some(config.clone()), &Some(config.clone()))
+            );
+            let text = survey.to_string();
+            assert!(text.contains("stored with it: ") && !text.contains("not in the file"), "{text}");
+            text.lines().for_each(check_message);
+
+            let mut again = Parameters::new();
+            found.declare(&mut again, name, &mut Rng::new(2)).unwrap();
+            let import = Import::new().with_prefix(prefix).with_unused();
+            read.import(&mut again, &import).unwrap();
+            // what was read is saved again as it was, options and all
+            let saved = weights::to_bytes(&again, &Export::new().with_prefix(prefix)).unwrap();
+            assert_eq!(Weights::from_bytes(&saved).unwrap().config::<LstmConfig>(path).unwrap(), config);
+        }
+    }
+    let mut rng = Rng::new(11);
+    for _ in 0..1000 {
+        let number = (rng.uniform() - 0.5) * 2f64.powi(rng.below(250) as i32 - 125);
+        let mut parameters = Parameters::new();
+        LstmConfig::new(1, 1).with_forget_bias(number).declare(&mut parameters, "", &mut Rng::new(1)).unwrap();
+        let read = Weights::from_bytes(&weights::to_bytes(&parameters, &Export::new()).unwrap()).unwrap();
+        assert_eq!(read.config::<LstmConfig>("").unwrap().forget_bias.to_bits(), number.to_bits());
+    }
+    // configurations count neither for equality nor for arrays
+    let (mut one, mut other) = (Parameters::new(), Parameters::new());
+    LstmConfig::new(1, 1).declare(&mut one, "", &mut Rng::new(1)).unwrap();
+    LstmConfig::new(1, 1).with_coupled_gates().declare(&mut other, "", &mut Rng::new(1)).unwrap();
+    assert_eq!(one, other);
+    let arrays = [Array { name: "a".into(), shape: vec![1], values: vec![0.0] }];
+    let arrays = Weights::from_bytes(&weights::arrays_to_bytes(&arrays, &Export::new()).unwrap()).unwrap();
+    assert!(arrays.metadata().eq([("format", "pt")]));
+}
+
+/// The file with this pair in its metadata, or with none where the value is `None`.
+fn with_metadata(bytes: &[u8], key: &str, value: Option<&str>) -> Vec<u8> {
+    let (header, data) = split(bytes);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    match value {
+        Some(value) => header["__metadata__"][key] = value.into(),
+        None => drop(header.as_object_mut().unwrap().remove("__metadata__")),
+    }
+    file(&header.to_string(), data)
+}
+
+#[test]
+fn files_without_a_config_or_with_a_broken_one_are_read() {
+    let config = LstmConfig::new(3, 4).with_layer_norm(1e-3).with_coupled_gates();
+    let mut parameters = Parameters::new();
+    config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
+    DenseConfig::new(4, 2).declare(&mut parameters, "head", &mut Rng::new(1)).unwrap();
+    let bytes = weights::to_bytes(&parameters, &Export::new().with_f64()).unwrap();
+    // what the shapes tell: not the coupled gates, and TensorFlow's epsilon
+    let guess = LstmConfig::new(3, 4).with_layer_norm(1e-12);
+    let message = |read: &Weights| read.config::<LstmConfig>("lstm").unwrap_err().to_string();
+
+    let bare = Weights::from_bytes(&with_metadata(&bytes, "", None)).unwrap();
+    assert_eq!((bare.metadata().count(), bare.configs().count()), (0, 0));
+    assert_eq!(message(&bare), "config of `lstm`: the file stores no LstmConfig under this name");
+    assert_eq!(bare.survey().lstms[0].config().unwrap(), guess);
+    assert!(bare.survey().to_string().contains("1e-12 is assumed"));
+    let whole = Weights::from_bytes(&bytes).unwrap();
+    let wrong_kind = whole.config::<LstmConfig>("head").unwrap_err().to_string();
+    assert_eq!(wrong_kind, "config of `head`: is a DenseConfig, not a LstmConfig");
+    assert!(whole.config::<DenseConfig>("lst").is_err() && whole.config::<DenseConfig>("head.").is_err());
+
+    let key = "everloop.LstmConfig:lstm";
+    let stored = whole.metadata().find(|(k, _)| *k == key).unwrap().1.to_string();
+    let changed = |from: &str, to: &str| {
+        assert!(stored.contains(from), "{stored}");
+        stored.replacen(from, to, 1)
+    };
+    for (text, wanted) in [
+        (String::new(), "is no LstmConfig: EOF while parsing"),
+        ("\u{1b}[31m\n".into(), "is no LstmConfig: expected value"),
+        ("5".into(), "is no LstmConfig: invalid type: integer `5`"),
+        (stored.clone() + "x", "is no LstmConfig: trailing characters"),
+        (stored[..stored.len() - 1].to_string(), "is no LstmConfig: EOF while parsing"),
+        (changed("\"coupled\":true,", ""), "is no LstmConfig: missing field `coupled`"),
+        (
+            changed("\"coupled\":true,", "\"coupled\":true,\"coupled\":false,"),
+            "is no LstmConfig: duplicate field `coupled`",
+        ),
+        (changed("\"Two\"", "\"Tw\\u0007o\""), "is no LstmConfig: unknown variant `Tw\\u{7}o`"),
+        (
+            changed("\"coupled\":", "\"zoneout\":0.1,\"coupled\":"),
+            "has the field `zoneout`, which this version does not know",
+        ),
+        (changed("\"init\":{", "\"init\":{\"gain\":2,"), "has the field `gain`, which this version does not know"),
+        (changed("\"hidden_sizes\":[4]", "\"hidden_sizes\":[]"), "layers of an LSTM: expected at least 1, found 0"),
+        (changed("\"dropout\":0.0", "\"dropout\":1.5"), "dropout of an LSTM: expected at least 0 and below 1"),
+        (changed("\"layer_norm\":0.001", "\"layer_norm\":1e999"), "is no LstmConfig: number out of range"),
+        (" ".repeat(70_000), "has 70000 bytes, more than 65536"),
+        ("[".repeat(60_000), "is no LstmConfig: "),
+    ] {
+        let bytes = with_metadata(&bytes, key, Some(&text));
+        assert_eq!(agree(&bytes), (true, true));
+        let read = Weights::from_bytes(&bytes).unwrap();
+        let message = message(&read);
+        assert!(message.starts_with(&format!("config of `lstm`: {wanted}")), "{message}");
+        check_message(&message);
+        let survey = read.survey();
+        assert_eq!(survey.lstms[0].config().unwrap(), guess);
+        let text = survey.to_string();
+        assert!(text.contains(&format!("not taken: {message}")), "{text}");
+        text.lines().for_each(check_message);
+        // the weights and the other layer's configuration are as they were
+        let mut again = Parameters::new();
+        config.declare(&mut again, "lstm", &mut Rng::new(2)).unwrap();
+        read.config::<DenseConfig>("head").unwrap().declare(&mut again, "head", &mut Rng::new(2)).unwrap();
+        assert!(read.import(&mut again, &Import::new()).unwrap().is_complete());
+        assert_eq!(again, parameters);
+    }
+    for (from, to) in [
+        ("\"hidden_sizes\":[4]", "\"hidden_sizes\":[5]"),
+        ("\"hidden_sizes\":[4]", "\"hidden_sizes\":[4,4]"),
+        ("\"bidirectional\":null", "\"bidirectional\":\"Layers\""),
+        ("\"bias\":\"Two\"", "\"bias\":\"One\""),
+        ("\"peephole\":false", "\"peephole\":true"),
+        ("\"layer_norm\":0.001", "\"layer_norm\":null"),
+        ("\"proj_size\":null", "\"proj_size\":2"),
+        ("\"input_size\":3", "\"input_size\":2"),
+    ] {
+        let read = Weights::from_bytes(&with_metadata(&bytes, key, Some(&changed(from, to)))).unwrap();
+        assert!(read.config::<LstmConfig>("lstm").is_ok());
+        let survey = read.survey();
+        assert_eq!((&survey.lstms[0].stored, survey.lstms[0].config()), (&None, Some(guess.clone())));
+        assert!(survey.to_string().contains("not taken: config of `lstm`: does not fit the weights"), "{survey}");
     }
 }

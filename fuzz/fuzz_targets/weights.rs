@@ -4,7 +4,8 @@
 
 use everloop::weights::layout::Layout;
 use everloop::weights::{Import, Weights};
-use everloop::{Parameters, Rng, layers::LstmConfig, plan::Direction};
+use everloop::layers::{DenseConfig, LstmConfig};
+use everloop::{Parameters, Rng, plan::Direction};
 use safetensors::SafeTensors;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -20,6 +21,15 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         assert_eq!((view.shape(), view.data()), (tensor.shape(), weights.bytes(tensor)));
     }
     weights.survey().to_string().lines().for_each(check);
+    for (name, _) in weights.configs() {
+        match weights.config::<LstmConfig>(name) {
+            Ok(config) => config.validate().expect("a config that was validated"),
+            Err(error) => check(&error.to_string()),
+        }
+        if let Err(error) = weights.config::<DenseConfig>(name) {
+            check(&error.to_string());
+        }
+    }
     let mut parameters = Parameters::new();
     let lstm = LstmConfig::new(2, 1).declare(&mut parameters, "", &mut Rng::new(1)).expect("a legal LSTM");
     let allowing = Import::new().with_missing().with_unused().with_unfit();

@@ -71,6 +71,12 @@ impl Weights {
         self.metadata().filter_map(|(key, _)| parse(key)).map(|(kind, name)| (name, kind))
     }
 
+    /// The text of a stored configuration.
+    pub(super) fn stored(&self, kind: &str, name: &str) -> Option<&str> {
+        let (wanted, all) = (key(kind, "", name), &self.header.metadata);
+        all.binary_search_by(|(key, _)| (**key).cmp(&wanted)).ok().map(|index| &*all[index].1)
+    }
+
     /// The configuration with which the layer `name` was declared when this file was written, every number with the
     /// same bits. [`save`](super::save) and [`to_bytes`](super::to_bytes) store it, under the export's prefix.
     ///
@@ -98,8 +104,7 @@ impl Weights {
     /// ```
     pub fn config<C: Config>(&self, name: &str) -> Result<C> {
         let refused = |cause: String| message::config(name, cause);
-        let wanted = key(C::KIND, "", name);
-        let Some((_, text)) = self.metadata().find(|(key, _)| *key == wanted) else {
+        let Some(text) = self.stored(C::KIND, name) else {
             let other = self.configs().find(|(found, _)| *found == name);
             return Err(refused(match other {
                 Some((_, kind)) => format!("is a {}, not a {}", message::escape(kind), C::KIND),

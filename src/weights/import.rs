@@ -319,7 +319,7 @@ impl Weights {
         let mut report = ImportReport::default();
         let mut used = vec![false; self.tensors().len()];
         let mut arrays = Vec::new();
-        for row in layout.table().rows {
+        for row in &layout.table().rows {
             // TensorFlow's variables have the number of their output behind
             let mut names = row.names.iter().map(|leaf| join(&import.prefix, leaf)).flat_map(|n| [n.clone(), n + ":0"]);
             let found = names.find_map(|name| self.tensors().binary_search_by(|t| t.name().cmp(&name)).ok());

@@ -156,7 +156,7 @@ impl Layout {
     /// arrays for.
     pub fn write(self, layers: &[Layer]) -> Result<Vec<Array>> {
         let table = self.table();
-        let most = if table.directed { 2 } else { 1 };
+        let most = if table.directed() { 2 } else { 1 };
         let Some(first) = layers.first().filter(|_| layers.len() <= most) else {
             return Err(message::tensor(table.rows[0].names[0], format!("cannot hold {} layers", layers.len())));
         };
@@ -166,12 +166,12 @@ impl Layout {
         }
         let sizes = Sizes { directions: layers.len(), ..first.sizes() };
         let mut arrays = Vec::new();
-        for row in table.rows {
+        for row in &table.rows {
             // zeros for the direction that lacks what the other one has
             if !row.parts.iter().any(|part| theirs.iter().any(|layer| layer.part(*part).is_some())) {
                 continue;
             }
-            let shape = table.shape(row, &sizes);
+            let shape = row.shape(&sizes);
             let mut values = vec![0.0; shape.iter().product()];
             for (direction, layer) in theirs.iter().enumerate() {
                 for run in row.runs(&sizes, direction) {
@@ -203,7 +203,8 @@ impl Layout {
             let cause = format!("the layer has {}, and this layout has no array for it: {names}", part.words());
             return Err(message::tensor(part.kind(), cause));
         }
-        if table.norm_or_bias && layer.layer_norm.is_some() && layer.bias.take().is_some_and(|[sums, _]| !zero(&sums)) {
+        if table.norm_or_bias() && layer.layer_norm.is_some() && layer.bias.take().is_some_and(|[sums, _]| !zero(&sums))
+        {
             return Err(message::tensor("bias", format!("{NORM_OR_BIAS} in this layout, the layer has both")));
         }
         Ok(layer)

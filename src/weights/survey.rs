@@ -116,18 +116,15 @@ impl Weights {
             }
         }
         for found in survey.lstms.iter_mut() {
-            found.stored = self.stored(found).and_then(Result::ok);
+            found.stored = self.config_of(found).and_then(Result::ok);
         }
         survey
     }
 
     /// The stored configuration of an LSTM under our names, or why it is not taken; `None` where there is none.
-    fn stored(&self, found: &Found) -> Option<Result<LstmConfig, String>> {
+    fn config_of(&self, found: &Found) -> Option<Result<LstmConfig, String>> {
         let name = found.prefix.trim_end_matches(['.', '/']);
-        let is_there = |(stored, kind): (&str, &str)| stored == name && kind == LstmConfig::KIND;
-        if found.layout != Layout::PyTorch || !self.configs().any(is_there) {
-            return None;
-        }
+        self.stored(LstmConfig::KIND, name).filter(|_| found.layout == Layout::PyTorch)?;
         let config = self.config::<LstmConfig>(name).map_err(|e| e.to_string());
         let misfit = || format!("config of `{}`: does not fit the weights", message::escape(name));
         Some(config.and_then(|config| if found.fits(&config) { Ok(config) } else { Err(misfit()) }))
@@ -250,14 +247,14 @@ impl Group<'_> {
     /// Whether weights that fit a table are those of an LSTM. Of one matrix alone only names and biases tell: a dense
     /// layer has a kernel too, and anything can be called W.
     fn is_told(&self, table: &Table) -> bool {
-        let [weight, next, ..] = table.rows else { return false };
+        let [weight, next, ..] = &table.rows[..] else { return false };
         if weight.parts.len() == 1 {
             return true;
         }
         let shape = |row: &Row| self.get(self.name(row)).map(TensorInfo::shape);
         let first = |row: &&Row| matches!(row.parts[0], Part::Peephole | Part::Norm) && row.blocks == [0];
         let sign = table.rows.iter().filter(first).any(|row| shape(row).is_some());
-        let (gates, bias) = (shape(weight).and_then(|shape| weight.gate_rows(shape)), shape(next));
+        let (gates, bias) = (shape(weight).and_then(|shape| Some(weight.matrix(shape)?[0])), shape(next));
         let fits = bias.is_some() && bias == gates.as_ref().map(std::slice::from_ref);
         match weight.names[0] {
             "kernel" if self.get("recurrent_kernel").is_some() || self.is_projection() => false,
@@ -403,7 +400,7 @@ impl fmt::Display for Survey<'_> {
             match &found.stored {
                 Some(config) => writeln!(f, "  stored with it: {}", options(config))?,
                 None => {
-                    if let Some(Err(cause)) = self.weights.stored(found) {
+                    if let Some(Err(cause)) = self.weights.config_of(found) {
                         writeln!(f, "  not taken: {cause}")?;
                     }
                     if found.layer_norm {

@@ -119,7 +119,7 @@ pub fn part(lstm: &Lstm, at: (usize, Direction), name: &str, values: &[f64]) -> 
 
 /// Which block of which part an array is.
 fn place(name: &str) -> Result<(Part, usize)> {
-    let rows = Layout::Textbook { forget_bias: 0.0 }.table().rows;
+    let rows = &Layout::Textbook { forget_bias: 0.0 }.table().rows;
     if let Some(row) = rows.iter().find(|row| row.names.contains(&name)) {
         return Ok((row.parts[0], row.blocks[0]));
     }
