@@ -234,6 +234,10 @@ fn memory_is_bounded() {
     let name = "\\n".repeat(2_000_000);
     let pairs: Vec<String> = (0..400_000).map(|n| format!(r#""{n}":"""#)).collect();
     let ones = vec!["1"; 2_000_000].join(",");
+    // what serde_json would copy into a buffer, or quote in a message
+    let (long, digits, tensor) = ("é".repeat(3 << 19), "1".repeat(3 << 20), entry(0, 0, 30 << 20));
+    let escaped = format!(r#"{{"__metadata__":{{"k":"{}"}},{tensor}}}"#, "\\n".repeat(1 << 20));
+    let rows = vec![long.as_str(); 3].join(r"\u0000");
     let cases = [
         (legal(), true),
         (many(1, 30 << 20), true),
@@ -247,6 +251,20 @@ fn memory_is_bounded() {
         (file(&format!("{{\"{}", "{".repeat(3 << 20)), &[]), false),
         (file(&"[".repeat(3 << 20), &[]), false),
         (99_999_999u64.to_le_bytes().to_vec(), false),
+        (file(&escaped, &vec![0; 30 << 20]), true),
+        (file(&escaped.replace("31457280", "0"), &[]), false),
+        (file(&format!(r#"{{"__metadata__":{{"k":"{long}"}},{tensor}}}"#), &vec![0; 30 << 20]), true),
+        (file(&format!(r#"{{"__metadata__":{{"k":"{rows}"}}}}"#), &[]), false),
+        (file(&format!(r#"{{"__metadata__":{{"k":{digits}}}}}"#), &[]), false),
+        (file(&format!(r#"{{"__metadata__":"{long}"}}"#), &[]), false),
+        (file(&format!(r#"{{"{rows}":{{"dtype":"U8","shape":[],"data_offsets":[0,1]}}}}"#), &[0]), false),
+        (file(&format!(r#"{{"a":"{long}"}}"#), &[]), false),
+        (file(&format!(r#"{{"a":{{"{long}":1}}}}"#), &[]), false),
+        (file(&format!(r#"{{"a":{{"dtype":"{rows}"}}}}"#), &[]), false),
+        (file(&format!(r#"{{"a":{{"shape":["{rows}"]}}}}"#), &[]), false),
+        (file(&format!(r#"{{"a":{{"shape":[{digits}]}}}}"#), &[]), false),
+        (file(&format!(r#"{{"a":{{"shape":{}}}}}"#, "[".repeat(3 << 20)), &[]), false),
+        (file(&format!(r#"{{"a":{}}}"#, r#"{"a":"#.repeat(1 << 19)), &[]), false),
     ];
     for (number, (bytes, legal)) in cases.into_iter().enumerate() {
         let path = folder.0.join(number.to_string());
@@ -1400,7 +1418,8 @@ fn configs() -> Vec<LstmConfig> {
         plain.clone().with_coupled_gates().with_peephole().with_cell_clip(0.1 + 0.2),
         plain.clone().with_projection(3).with_proj_clip(1.0 / 3.0).with_bias(Bias::None),
         plain.clone().with_layer_norm(1e-5 / 3.0).with_forget_bias(-0.0).with_bias(Bias::One),
-        plain.clone().with_bidirectional(Join::Stacks).with_batch_first(),
+        plain.clone().with_bidirectional(Join::Stacks).with_batch_first().with_forget_bias(f64::MIN_POSITIVE),
+        plain.clone().with_cell_clip(f32::MAX as f64).with_dropout(5e-324),
         plain.clone().with_init(Init {
             input: Fill::Glorot,
             recurrent: Fill::Orthogonal,

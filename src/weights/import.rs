@@ -1,16 +1,16 @@
-//! From a file into declared parameters, with a report of every tensor.
+//! From a file into declared parameters.
 
 use super::header::TensorInfo;
 use super::layer::{is_declared, parameter};
 use super::layout::Layout;
+use super::report::{CANDIDATES, ImportReport, Line, Status, closest};
 use super::tables::{OUTSIDE, Part, Row, Table, kind_in_stack, name_in_stack};
 use super::write::{Array, join};
-use super::{Dtype, Weights, message, not_a_float};
+use super::{Weights, message, not_a_float};
 use crate::error::Result;
 use crate::layers::{Bias, Lstm, path};
 use crate::parameters::Parameters;
 use crate::plan::Direction;
-use std::fmt;
 
 /// What to import, and what to put up with. At first: everything, under the names as they are, and every mismatch is
 /// an error.
@@ -80,176 +80,6 @@ impl Import {
     }
 }
 
-/// What became of a tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Status {
-    /// Imported, or by [`Weights::compare`] to be imported.
-    Matched,
-    /// In the file, and no parameter takes it.
-    Unused,
-    /// In the file, outside the prefix.
-    Outside,
-    /// Declared, and not in the file.
-    Missing,
-    /// In the file and declared, and it does not fit; the cause.
-    Unfit(String),
-}
-
-/// One line of an [`ImportReport`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct Line {
-    /// The tensor's name in the file, or the name it would have there.
-    pub tensor: String,
-    /// The parameters it fills, or would fill.
-    pub parameters: Vec<String>,
-    /// Its shape in the file; the declared one where it is missing.
-    pub shape: Vec<usize>,
-    /// Its type in the file.
-    pub dtype: Option<Dtype>,
-    /// What became of it.
-    pub status: Status,
-    /// For weights of an LSTM: the order of gates in the file, and how it becomes ours.
-    pub gates: Option<String>,
-    /// For biases of an LSTM, and a shift that has the part of one: the rule.
-    pub bias: Option<&'static str>,
-    /// For a missing tensor the closest name in the file, for an unused one the closest that is missing.
-    pub closest: Option<String>,
-}
-
-/// What an import did, or would do: one line for each parameter and for each tensor of the file.
-///
-/// ```
-/// use everloop::weights::{self, Export, Import, Status, Weights};
-/// use everloop::{Parameters, Rng, layers::DenseConfig};
-/// # fn main() -> everloop::Result<()> {
-/// let mut parameters = Parameters::new();
-/// DenseConfig::new(3, 2).declare(&mut parameters, "head", &mut Rng::new(1))?;
-/// let file = Weights::from_bytes(&weights::to_bytes(&parameters, &Export::new())?)?;
-/// DenseConfig::new(2, 1).declare(&mut parameters, "tail", &mut Rng::new(1))?;
-/// let report = file.compare(&parameters, &Import::new()); // printing it gives a table
-/// assert_eq!(report.count(|status| *status == Status::Missing), 2);
-/// assert!(report.check(&Import::new()).is_err() && report.check(&Import::new().with_missing()).is_ok());
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ImportReport {
-    /// Parameters in the order of declaration, then the rest of the file by name.
-    pub lines: Vec<Line>,
-}
-
-impl Line {
-    fn of(name: &str, tensor: Option<&TensorInfo>, parameters: Vec<String>) -> Line {
-        Line {
-            tensor: name.to_string(),
-            parameters,
-            shape: tensor.map(|t| t.shape().to_vec()).unwrap_or_default(),
-            dtype: tensor.map(TensorInfo::dtype),
-            status: Status::Matched,
-            gates: None,
-            bias: None,
-            closest: None,
-        }
-    }
-}
-
-impl ImportReport {
-    /// Whether every parameter was filled, and every tensor under the prefix was used.
-    pub fn is_complete(&self) -> bool {
-        self.lines.iter().all(|l| matches!(l.status, Status::Matched | Status::Outside))
-    }
-
-    /// How many tensors have a status.
-    pub fn count(&self, of: impl Fn(&Status) -> bool) -> usize {
-        self.lines.iter().filter(|l| of(&l.status)).count()
-    }
-
-    /// Whether `import` puts up with every mismatch.
-    ///
-    /// # Errors
-    ///
-    /// The first one that it does not allow.
-    pub fn check(&self, import: &Import) -> Result<()> {
-        let refused = self.lines.iter().find(|line| match line.status {
-            Status::Matched | Status::Outside => false,
-            Status::Unused => !import.allow_unused,
-            Status::Missing => !import.allow_missing,
-            Status::Unfit(_) => !import.allow_unfit,
-        });
-        let Some(line) = refused else { return Ok(()) };
-        let closest = line.closest.as_ref().map(|name| message::escape(name));
-        let cause = match (&line.status, closest) {
-            (Status::Unfit(cause), _) => return Err(message::tensor(&line.tensor, cause.clone())),
-            (Status::Missing, Some(name)) => format!("is missing from the file; the closest name there is `{name}`"),
-            (Status::Missing, None) => "is missing from the file".to_string(),
-            (_, Some(name)) => format!("is taken by no parameter; the closest that is missing is `{name}`"),
-            (_, None) if self.lacks_second(line) => {
-                "is taken by no parameter: one bias vector was declared, and PyTorch adds two".to_string()
-            }
-            (_, None) => "is taken by no parameter".to_string(),
-        };
-        let (missing, unused) = (self.count(|s| *s == Status::Missing), self.count(|s| *s == Status::Unused));
-        Err(message::tensor(&line.tensor, format!("{cause} ({missing} missing, {unused} unused)")))
-    }
-
-    /// Whether `line` is a `bias_hh` that is left over where `bias_ih` was taken.
-    fn lacks_second(&self, line: &Line) -> bool {
-        let first = line.tensor.replace("bias_hh_l", "bias_ih_l");
-        first != line.tensor && self.lines.iter().any(|l| l.status == Status::Matched && l.tensor == first)
-    }
-
-    fn name_closest(&mut self) {
-        let names = |status: Status| -> Vec<String> {
-            let lines = self.lines.iter().filter(|l| l.status == status);
-            lines.map(|l| l.tensor.clone()).take(CANDIDATES).collect()
-        };
-        let (missing, mut unused) = (names(Status::Missing), names(Status::Unused));
-        unused.extend(names(Status::Outside).into_iter().take(CANDIDATES - unused.len()));
-        let lines = self.lines.iter_mut().filter(|l| matches!(l.status, Status::Missing | Status::Unused));
-        for line in lines.take(NAMED) {
-            line.closest = closest(&line.tensor, if line.status == Status::Missing { &unused } else { &missing });
-        }
-    }
-}
-
-impl fmt::Display for ImportReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (matched, missing) = (self.count(|s| *s == Status::Matched), self.count(|s| *s == Status::Missing));
-        let (unused, outside) = (self.count(|s| *s == Status::Unused), self.count(|s| *s == Status::Outside));
-        let unfit = self.count(|s| matches!(s, Status::Unfit(_)));
-        write!(f, "import: {matched} matched, {missing} missing, {unused} unused, {unfit} unfit, {outside} outside")?;
-        writeln!(f, " the prefix")?;
-        for line in &self.lines {
-            let status = match line.status {
-                Status::Matched => "matched",
-                Status::Unused => "unused",
-                Status::Outside => "outside",
-                Status::Missing => "missing",
-                Status::Unfit(_) => "unfit",
-            };
-            let (name, dtype) = (message::escape(&line.tensor), line.dtype.map_or("-", Dtype::name));
-            write!(f, "  {status:<8}{name} {} {dtype}", message::shape(&line.shape))?;
-            if line.parameters.iter().any(|p| *p != line.tensor) {
-                let names: Vec<String> = line.parameters.iter().map(|p| message::escape(p)).collect();
-                write!(f, " -> {}", names.join(", "))?;
-            }
-            if let Some(gates) = &line.gates {
-                write!(f, "; gates {gates}")?;
-            }
-            if let Some(bias) = line.bias {
-                write!(f, "; bias: {bias}")?;
-            }
-            if let Status::Unfit(cause) = &line.status {
-                write!(f, "; {cause}")?;
-            }
-            if let Some(name) = &line.closest {
-                write!(f, "; closest: {}", message::escape(name))?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
-    }
-}
-
 impl Weights {
     /// What [`import`](Weights::import) would do; nothing is refused, nothing is changed.
     pub fn compare(&self, parameters: &Parameters, import: &Import) -> ImportReport {
@@ -258,19 +88,16 @@ impl Weights {
         for parameter in parameters.iter() {
             let Some(rest) = below(&import.part, &parameter.name) else { continue };
             let name = join(&import.prefix, rest);
-            let index = self.tensors().binary_search_by(|t| t.name().cmp(&name)).ok();
-            let tensor = index.map(|index| {
-                used[index] = true;
-                &self.tensors()[index]
-            });
+            let index = self.place(&name);
+            index.into_iter().for_each(|index| used[index] = true);
+            let tensor = index.map(|index| &self.tensors()[index]);
             let status = match tensor {
                 None => Status::Missing,
                 Some(tensor) => self.fit(tensor, &parameter.shape).map_or(Status::Matched, Status::Unfit),
             };
             let (gates, bias) = pytorch_rules(parameters, &parameter.name).unwrap_or_default();
-            let (filled, shape) = (vec![parameter.name.clone()], parameter.shape.clone());
-            let line = Line { status, gates, bias, ..Line::of(&name, tensor, filled) };
-            report.lines.push(if tensor.is_some() { line } else { Line { shape, ..line } });
+            let line = Line::of(&name, tensor, &parameter.shape, vec![parameter.name.clone()]);
+            report.lines.push(Line { status, gates, bias, ..line });
         }
         self.report_rest(&mut report, &used, &import.prefix);
         report
@@ -322,8 +149,7 @@ impl Weights {
         for row in &layout.table().rows {
             // TensorFlow's variables have the number of their output behind
             let mut names = row.names.iter().map(|leaf| join(&import.prefix, leaf)).flat_map(|n| [n.clone(), n + ":0"]);
-            let found = names.find_map(|name| self.tensors().binary_search_by(|t| t.name().cmp(&name)).ok());
-            let Some(index) = found else { continue };
+            let Some(index) = names.find_map(|name| self.place(&name)) else { continue };
             let tensor = &self.tensors()[index];
             used[index] = true;
             if let Some(cause) = self.fit(tensor, tensor.shape()) {
@@ -333,7 +159,7 @@ impl Weights {
             arrays.push(Array { name: row.names[0].to_string(), shape, values });
             let filled = filled(layout.table(), row, lstm).into_iter().map(|part| parameter(lstm, at, part)).collect();
             let (gates, bias) = (layout.table().gates(row), bias_rule(layout.table(), row, lstm.config.bias));
-            report.lines.push(Line { gates, bias, ..Line::of(tensor.name(), Some(tensor), filled) });
+            report.lines.push(Line { gates, bias, ..Line::of(tensor.name(), Some(tensor), &[], filled) });
         }
         if arrays.is_empty() {
             let name = join(&import.prefix, layout.table().rows[0].names[0]);
@@ -353,7 +179,7 @@ impl Weights {
         for (tensor, _) in self.tensors().iter().zip(used).filter(|(_, used)| !**used) {
             let inside = below(prefix, tensor.name()).is_some();
             let status = if inside { Status::Unused } else { Status::Outside };
-            report.lines.push(Line { status, ..Line::of(tensor.name(), Some(tensor), Vec::new()) });
+            report.lines.push(Line { status, ..Line::of(tensor.name(), Some(tensor), &[], Vec::new()) });
         }
         report.name_closest();
     }
@@ -421,32 +247,4 @@ fn bias_rule(table: &Table, row: &Row, bias: Bias) -> Option<&'static str> {
         }),
         _ => None,
     }
-}
-
-/// Names compared, and lines that are told the closest one: a file of many names must not cost minutes.
-const CANDIDATES: usize = 2000;
-const NAMED: usize = 16;
-/// Characters compared, from the end: there names differ.
-const COMPARED: usize = 64;
-
-/// The candidate that takes the fewest edits to become `name`.
-fn closest(name: &str, candidates: &[String]) -> Option<String> {
-    let tail = |name: &str| name.chars().rev().take(COMPARED).collect::<Vec<char>>();
-    let name = tail(name);
-    candidates.iter().min_by_key(|c| edits(&name, &tail(c))).cloned()
-}
-
-/// Levenshtein's distance.
-fn edits(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + (from != to) as usize;
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

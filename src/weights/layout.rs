@@ -41,7 +41,8 @@
 
 pub use super::layer::Layer;
 use super::message;
-use super::tables::{NORM_OR_BIAS, Part, Sizes, TABLES, Table};
+use super::solve::NORM_OR_BIAS;
+use super::tables::{Part, Sizes, TABLES, Table};
 use super::write::Array;
 use crate::error::Result;
 

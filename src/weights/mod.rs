@@ -60,6 +60,8 @@ mod import;
 mod layer;
 pub mod layout;
 mod message;
+mod report;
+mod solve;
 mod survey;
 mod tables;
 pub mod textbook;
@@ -68,7 +70,8 @@ mod write;
 pub use config::Config;
 pub use dtype::Dtype;
 pub use header::TensorInfo;
-pub use import::{Import, ImportReport, Line, Status};
+pub use import::Import;
+pub use report::{ImportReport, Line, Status};
 pub use survey::{Found, Survey};
 pub use write::{Array, Export, arrays_to_bytes, to_bytes};
 #[cfg(not(target_arch = "wasm32"))]
@@ -131,8 +134,11 @@ impl Weights {
 
     /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        let index = self.header.tensors.binary_search_by(|t| t.name().cmp(name)).ok()?;
-        self.header.tensors.get(index)
+        self.place(name).map(|index| &self.header.tensors[index])
+    }
+
+    fn place(&self, name: &str) -> Option<usize> {
+        self.header.tensors.binary_search_by(|t| t.name().cmp(name)).ok()
     }
 
     /// The file's `__metadata__`: pairs of key and text, sorted.

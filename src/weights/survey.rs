@@ -3,6 +3,7 @@
 use super::config::is_config;
 use super::header::TensorInfo;
 use super::layout::Layout;
+use super::solve::UNEVEN;
 use super::tables::{Part, Row, Sizes, Table, kind_in_stack, name_in_stack};
 use super::{Config, Weights, message};
 use crate::layers::{Bias, Connection, Join, LstmConfig};
@@ -353,7 +354,7 @@ impl Group<'_> {
 
 /// What is wrong with an array that only some layers have.
 fn uneven(there: bool) -> &'static str {
-    if there { "is there, others of its kind are missing" } else { "is missing, others of its kind are there" }
+    if there { "is there, others of its kind are missing" } else { UNEVEN }
 }
 
 impl fmt::Display for Survey<'_> {
@@ -427,19 +428,20 @@ impl fmt::Display for Survey<'_> {
     }
 }
 
-/// The options of a configuration that names and shapes do not tell, where they are not at their default.
+/// The options of a configuration that names and shapes do not tell, where they are not at their default. Numbers as
+/// Debug has them, which is short for every one.
 fn options(config: &LstmConfig) -> String {
     let limit = |limit: Option<f64>| limit.unwrap_or(0.0);
     let all = [
         (config.batch_first, "batch first".to_string()),
-        (config.forget_bias != 0.0, format!("forget bias {}", config.forget_bias)),
+        (config.forget_bias != 0.0, format!("forget bias {:?}", config.forget_bias)),
         (config.coupled, "coupled gates".to_string()),
-        (config.cell_clip.is_some(), format!("cell clip {}", limit(config.cell_clip))),
-        (config.proj_clip.is_some(), format!("clip of the projection {}", limit(config.proj_clip))),
-        (config.layer_norm.is_some(), format!("epsilon {:e}", limit(config.layer_norm))),
+        (config.cell_clip.is_some(), format!("cell clip {:?}", limit(config.cell_clip))),
+        (config.proj_clip.is_some(), format!("clip of the projection {:?}", limit(config.proj_clip))),
+        (config.layer_norm.is_some(), format!("epsilon {:?}", limit(config.layer_norm))),
         (config.connection == Connection::Residual, "residual connections".to_string()),
-        (config.dropout > 0.0, format!("dropout {}", config.dropout)),
-        (config.recurrent_dropout > 0.0, format!("recurrent dropout {}", config.recurrent_dropout)),
+        (config.dropout > 0.0, format!("dropout {:?}", config.dropout)),
+        (config.recurrent_dropout > 0.0, format!("recurrent dropout {:?}", config.recurrent_dropout)),
         (config.variational, "variational dropout".to_string()),
     ];
     let there: Vec<String> = all.into_iter().filter(|(there, _)| *there).map(|(_, option)| option).collect();
