@@ -1341,6 +1341,17 @@ fn the_survey_tells_lstms_from_what_looks_like_them() {
     assert_eq!(lstms[0].config().unwrap().forget_bias, 1.0);
     let (lstms, broken) = survey(&[("weight_ih_l0", &[8, 0]), ("kernel", &[0, 0]), ("W", &[0])]);
     assert!(lstms.is_empty() && broken.len() == 1);
+    // the textbook's names are nobody else's, other weights that do not fit are no LSTM's
+    let (lstms, broken) = survey(&[("W_ix", &[2, 3]), ("W_ih", &[2, 2])]);
+    assert!(lstms.is_empty() && broken[0].0 == "W_fx" && broken[0].1.contains("is missing"), "{broken:?}");
+    let (lstms, broken) = survey(&[("W_ix", &[2, 3]), ("W", &[1, 8, 3]), ("kernel", &[3, 6]), ("bias", &[6])]);
+    assert!(lstms.is_empty() && broken.is_empty(), "{broken:?}");
+    let (lstms, broken) = survey(&[("gru/kernel", &[3, 6]), ("gru/recurrent_kernel", &[2, 6]), ("gru/bias", &[6])]);
+    assert!(lstms.is_empty() && broken.is_empty(), "{broken:?}");
+    let (lstms, broken) = survey(&[("l/kernel", &[3, 8]), ("l/recurrent_kernel", &[2, 8]), ("l/bias", &[6])]);
+    assert!(lstms.is_empty() && broken[0] == ("l/bias".into(), "shape is not [8]".into()), "{broken:?}");
+    let (lstms, broken) = survey(&[("W", &[1, 8, 3]), ("R", &[1, 8, 2]), ("B", &[1, 8])]);
+    assert!(lstms.is_empty() && broken[0] == ("B".into(), "shape is not [1, 16]".into()), "{broken:?}");
     let stacks: [(&str, &[usize]); 8] = [
         ("weight_ih_l0", &[8, 3]),
         ("weight_hh_l0", &[8, 2]),

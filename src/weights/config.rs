@@ -25,29 +25,19 @@ pub trait Config: Serialize + DeserializeOwned {
     fn check(&self) -> Result<()>;
 }
 
-impl Config for LstmConfig {
-    const KIND: &'static str = "LstmConfig";
+macro_rules! configs {
+    ($($config:ident),*) => {
+        $(impl Config for $config {
+            const KIND: &'static str = stringify!($config);
 
-    fn check(&self) -> Result<()> {
-        self.validate()
-    }
+            fn check(&self) -> Result<()> {
+                self.validate()
+            }
+        })*
+    };
 }
 
-impl Config for DenseConfig {
-    const KIND: &'static str = "DenseConfig";
-
-    fn check(&self) -> Result<()> {
-        self.validate()
-    }
-}
-
-impl Config for EmbeddingConfig {
-    const KIND: &'static str = "EmbeddingConfig";
-
-    fn check(&self) -> Result<()> {
-        self.validate()
-    }
-}
+configs!(LstmConfig, DenseConfig, EmbeddingConfig);
 
 /// The key of the configuration of what was declared as `name`, below `prefix` in the file.
 pub(super) fn key(kind: &str, prefix: &str, name: &str) -> String {

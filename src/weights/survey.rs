@@ -234,11 +234,16 @@ impl Group<'_> {
             Layout::Textbook { forget_bias: 0.0 },
         ] {
             let table = layout.table();
+            // weights of these names can be anything's, but for the textbook's; with a wrong bias beside weights that fit
+            // it is an LSTM that is broken
+            let textbook = matches!(layout, Layout::Textbook { .. });
+            let named = |place: usize| match table.rows[place].is_weight() {
+                true => textbook && self.get("W_ix").and(self.get("W_ih")).is_some(),
+                false => self.is_told(table),
+            };
             match self.solve(table, |row| self.name(row).to_string()) {
                 Ok(solved) if self.is_told(table) => all.push(solved.found(layout, self.prefix)),
-                // weights of these names can be anything's, but what fits and has a wrong bias beside it is an LSTM
-                Err((place, broken)) if self.is_told(table) && !table.rows[place].is_weight() => return Err(broken),
-                Err((place, broken)) if matches!(layout, Layout::Textbook { .. }) && place > 0 => return Err(broken),
+                Err((place, broken)) if named(place) => return Err(broken),
                 _ => {}
             }
         }
@@ -378,25 +383,19 @@ impl fmt::Display for Survey<'_> {
                 _ => found.layout.bias_rule(),
             };
             writeln!(f, "  gates {}, bias: {bias}", found.layout.gates())?;
-            match (found.directions, found.join) {
-                (2, Some(Join::Layers)) => writeln!(f, "  directions joined after every layer")?,
-                (2, Some(Join::Stacks)) => writeln!(f, "  directions joined at the end: one stack each")?,
-                _ => {}
-            }
-            if let Some(size) = found.projection {
-                writeln!(f, "  projection to {size}")?;
-            }
-            if found.peepholes {
-                writeln!(f, "  peephole weights to i, f, o")?;
-            }
-            if found.layer_norm {
-                writeln!(f, "  layer norm of each gate and the cell")?;
-            }
-            if found.highway {
-                writeln!(f, "  highway connections between layers")?;
-            }
-            if found.config().is_none() {
-                writeln!(f, "  this engine has no LSTM of these sizes")?;
+            let projection = format!("projection to {}", found.projection.unwrap_or(0));
+            for (there, line) in [
+                (found.join == Some(Join::Layers), "directions joined after every layer"),
+                (found.join == Some(Join::Stacks), "directions joined at the end: one stack each"),
+                (found.projection.is_some(), &projection),
+                (found.peepholes, "peephole weights to i, f, o"),
+                (found.layer_norm, "layer norm of each gate and the cell"),
+                (found.highway, "highway connections between layers"),
+                (found.config().is_none(), "this engine has no LSTM of these sizes"),
+            ] {
+                if there {
+                    writeln!(f, "  {line}")?;
+                }
             }
             match &found.stored {
                 Some(config) => writeln!(f, "  stored with it: {}", options(config))?,
