@@ -237,7 +237,7 @@ fn memory_is_bounded() {
     // what serde_json would copy into a buffer, or quote in a message
     let (long, digits, tensor) = ("é".repeat(3 << 19), "1".repeat(3 << 20), entry(0, 0, 30 << 20));
     let escaped = format!(r#"{{"__metadata__":{{"k":"{}"}},{tensor}}}"#, "\\n".repeat(1 << 20));
-    let rows = vec![long.as_str(); 3].join(r"\u0000");
+    let rows = [long.as_str(); 3].join(r"\u0000");
     let cases = [
         (legal(), true),
         (many(1, 30 << 20), true),

@@ -22,11 +22,11 @@
 //! TensorFlow and Deep-Breathe have no bias beside a layer norm. Writing a part that a layout has no arrays for is an
 //! error, except for peepholes and biases of zeros, which are left out.
 //!
-//! *One vector* for a layer becomes `bias_ih`, with `bias_hh` = 0 where the LSTM has [two](Bias::Two); writing one sums
-//! both. A forget bias that stands *outside* is a number that the framework adds to the forget gate at run time and
-//! that is in no file: the layout carries it. Going from one rule to the other moves the difference into the forget
-//! gate's biases, or with a layer norm into its shift (the forget bias stands after the norm), so the model computes
-//! the same.
+//! *One vector* for a layer becomes `bias_ih`, with `bias_hh` = 0 where the LSTM has
+//! [two](crate::layers::Bias::Two); writing one sums both. A forget bias that stands *outside* is a number that the
+//! framework adds to the forget gate at run time and that is in no file: the layout carries it. Going from one rule to
+//! the other moves the difference into the forget gate's biases, or with a layer norm into its shift (the forget bias
+//! stands after the norm), so the model computes the same.
 //!
 //! ```
 //! use everloop::weights::layout::{Layer, Layout};

@@ -8,7 +8,7 @@ use std::fmt;
 /// What became of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Imported, or by [`Weights::compare`] to be imported.
+    /// Imported, or by [`Weights::compare`](super::Weights::compare) to be imported.
     Matched,
     /// In the file, and no parameter takes it.
     Unused,
