@@ -1,6 +1,8 @@
 //! Trains an LSTM to predict the next values of waves, on the best device of this machine.
 
-use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, layers::LstmConfig, loss, optimizer::SgdConfig};
+use everloop::layers::LstmConfig;
+use everloop::optimizer::SgdConfig;
+use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Workspace, loss};
 
 fn main() -> Result<()> {
     let mut parameters = Parameters::new();
@@ -12,7 +14,8 @@ fn main() -> Result<()> {
     rec.backward(&loss)?;
     SgdConfig::new(5.0).record(&mut rec)?;
     let device = Device::auto();
-    let mut workspace = Workspace::new(&device, rec.finish(), &parameters)?;
+    let store = Store::new(&device, &parameters)?;
+    let mut workspace = Workspace::new(&store, rec.finish())?;
     let waves: Vec<f32> = (0..33 * 128).map(|e| 0.7 * ((e / 128) as f32 * 0.3 + (e % 128) as f32).sin()).collect();
     workspace.write(&x, &waves[..32 * 128])?;
     workspace.write(&next, &waves[128..])?;

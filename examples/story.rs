@@ -6,19 +6,20 @@
 //! ```
 //!
 //! The model reads a window of words and names the next one: embedding, LSTM layers, a dense layer on the
-//! final h, softmax. One plan holds a whole training step. Its forward part alone also measures the accuracy
-//! over the text, and writes the continuations, one row of the batch for each cue.
+//! final h, softmax. One plan holds a whole training step; its forward part alone also measures the accuracy
+//! over the text. Another plan, over one step of one row, names the next word from the same weights: both are
+//! workspaces of one store.
 //!
 //! One token stands for the silence on both sides of the text: it fills windows that reach beyond the first
 //! word (so a cue may be shorter than the window), and a continuation that arrives at it has ended.
 
 use clap::Parser;
-use everloop::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
+use everloop::layers::{Dense, DenseConfig, Embedding, EmbeddingConfig, Lstm, LstmConfig, LstmState};
 use everloop::loss::{self, CrossEntropy, IGNORE};
 use everloop::optimizer::SgdConfig;
 use everloop::plan::Phase;
 use everloop::text::{Vocabulary, is_word, tokens};
-use everloop::{Device, Parameters, Recorder, Rng, Tensor, Workspace};
+use everloop::{Device, Parameters, Recorder, Rng, Store, Tensor, Workspace};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::error::Error;
@@ -219,9 +220,10 @@ impl Story {
     }
 }
 
-/// The plan of a training step in its workspace.
+/// The plan of a training step in its workspace, and the plan that names words.
 struct Model {
     workspace: Workspace,
+    generator: Generator,
     /// `[T, B]`.
     ids: Tensor,
     /// `[B]`.
@@ -256,8 +258,10 @@ impl Model {
         let learning_rate = sgd.record(&mut rec)?.learning_rate;
         let plan = rec.finish();
         let forward = plan.phase(Phase::Forward).end;
-        let workspace = Workspace::new(device, plan, &parameters)?;
-        Ok(Model { workspace, ids, targets, learning_rate, entropy, forward })
+        let store = Store::new(device, &parameters)?;
+        let generator = Generator::new(&store, &parameters, &embedding, &lstm, &dense)?;
+        let workspace = Workspace::new(&store, plan)?;
+        Ok(Model { workspace, generator, ids, targets, learning_rate, entropy, forward })
     }
 
     fn batch(&self) -> usize {
@@ -296,12 +300,51 @@ impl Model {
         }
         Ok(right / all.len() as f64)
     }
+}
 
-    /// Probabilities of the word after these.
-    fn next_word(&mut self, story: &Story, words: &[u32]) -> Result<Vec<f64>> {
-        self.show(&[(story.window_of(words), IGNORE)])?;
-        self.workspace.run_steps(0..self.forward)?;
-        Ok(self.workspace.read(&self.entropy.probabilities.narrow(0, 1)?)?)
+/// One step of one row, from the weights as they are now.
+struct Generator {
+    workspace: Workspace,
+    /// `[1, 1]`.
+    id: Tensor,
+    /// `[1, H]` of each layer: where the step starts from, and what it leaves for the next.
+    states: Vec<LstmState>,
+    /// `[1, V]`.
+    logits: Tensor,
+}
+
+impl Generator {
+    fn new(
+        store: &Store,
+        parameters: &Parameters,
+        embedding: &Embedding,
+        lstm: &Lstm,
+        dense: &Dense,
+    ) -> Result<Generator> {
+        let mut rec = Recorder::new(parameters);
+        let id = rec.tokens("id", &[1, 1], embedding.config.vocab_size)?;
+        let mut states = Vec::new();
+        for (layer, hidden) in lstm.config.hidden_sizes.iter().enumerate() {
+            let h = rec.state(&format!("state.{layer}.h"), &[1, *hidden])?;
+            states.push(LstmState { h, c: rec.state(&format!("state.{layer}.c"), &[1, *hidden])? });
+        }
+        let x = embedding.record(&mut rec, &id)?;
+        let output = lstm.record(&mut rec, &x, Some(&states))?;
+        output.carry(&mut rec, &states)?;
+        let logits = dense.record(&mut rec, &output.state[states.len() - 1].h)?;
+        Ok(Generator { workspace: Workspace::new(store, rec.finish())?, id, states, logits })
+    }
+
+    /// Logits of the word after these: the window, word by word from an empty memory, as in the training.
+    fn next_word(&mut self, window: &[u32]) -> Result<Vec<f64>> {
+        for tensor in self.states.iter().flat_map(|state| [&state.h, &state.c]) {
+            self.workspace.write(tensor, &vec![0.0f32; tensor.len()])?;
+        }
+        for word in window {
+            self.workspace.write_tokens(&self.id, &[*word])?;
+            self.workspace.run()?;
+        }
+        Ok(self.workspace.read(&self.logits)?)
     }
 }
 
@@ -463,7 +506,7 @@ fn write_continuations(arguments: &Arguments, story: &Story, model: &mut Model, 
         let mut rng = Rng::new(Rng::new(arguments.seed ^ ((number as u64 + 1) << 32)).bits());
         let mut words = cue.clone();
         let ended = loop {
-            let next = choose(&model.next_word(story, &words)?, arguments.temperature, &mut rng);
+            let next = choose(&model.generator.next_word(&story.window_of(&words))?, arguments.temperature, &mut rng);
             if next == story.silence() || words.len() >= cue.len() + CONTINUATION {
                 break next == story.silence();
             }
@@ -476,14 +519,14 @@ fn write_continuations(arguments: &Arguments, story: &Story, model: &mut Model, 
     Ok(())
 }
 
-/// Draws from probabilities sharpened by 1 / temperature; temperature 0 takes the first largest.
-fn choose(probabilities: &[f64], temperature: f64, rng: &mut Rng) -> u32 {
-    let most = probabilities.iter().copied().fold(0.0, f64::max);
-    let best = probabilities.iter().position(|p| *p == most).unwrap_or(0);
+/// Draws from the softmax of `logits / temperature`; temperature 0 takes the first largest.
+fn choose(logits: &[f64], temperature: f64, rng: &mut Rng) -> u32 {
+    let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let best = logits.iter().position(|v| *v == most).unwrap_or(0);
     if temperature == 0.0 {
         return best as u32;
     }
-    let weights: Vec<f64> = probabilities.iter().map(|p| ((p / most).ln() / temperature).exp()).collect();
+    let weights: Vec<f64> = logits.iter().map(|v| ((v - most) / temperature).exp()).collect();
     let mut left = rng.uniform() * weights.iter().sum::<f64>();
     let drawn = weights.iter().position(|weight| {
         left -= weight;

@@ -7,22 +7,20 @@
 mod workloads;
 
 use clap::{Parser, ValueEnum};
-use everloop::kernel::AdapterClass;
-use everloop::run::Counters;
-use everloop::{Device, Result};
+use everloop::Counters;
+use everloop::Device;
 use std::process::ExitCode;
 use std::time::Instant;
 use workloads::{Mode, WORKLOADS, Workload};
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Shaders {
-    Hardware,
-    Software,
-}
-
 fn workload(text: &str) -> std::result::Result<Workload, String> {
     let found = WORKLOADS.into_iter().find(|w| w.name.eq_ignore_ascii_case(text));
     found.ok_or_else(|| format!("expected one of {}", WORKLOADS.map(|w| w.name).join(", ")))
+}
+
+fn variant(text: &str) -> std::result::Result<(String, String), String> {
+    let parts = text.split_once('=').map(|(kernel, variant)| (kernel.to_string(), variant.to_string()));
+    parts.ok_or("expected KERNEL=VARIANT, such as lstm_forward=per_step".into())
 }
 
 fn count(text: &str) -> std::result::Result<usize, String> {
@@ -54,10 +52,16 @@ struct Arguments {
     /// Seconds after which no further run starts.
     #[arg(long, default_value_t = 30.0, value_parser = seconds)]
     budget: f64,
-    /// Use the shaders meant for a class of adapter, to compare them; by default those of the adapter's own.
+    /// Compute a kernel in one way, KERNEL=VARIANT, wherever that fits; may be given several times. --plan shows names.
+    #[arg(long, value_name = "KERNEL=VARIANT", value_parser = variant)]
+    variant: Vec<(String, String)>,
+    /// Give every second row of the batch half the steps.
     #[arg(long)]
-    shaders: Option<Shaders>,
-    /// Print the plan with every slot and its bytes, and stop.
+    lengths: bool,
+    /// Drop a fifth of g in the recurrence.
+    #[arg(long)]
+    dropout: bool,
+    /// Print the plan with every slot and its bytes, and what would run each step and why; and stop.
     #[arg(long)]
     plan: bool,
     /// Steps in place of the workload's own.
@@ -75,18 +79,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(arguments: &Arguments) -> Result<()> {
+fn measure(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let mut workload = arguments.workload;
     workload.steps = arguments.steps.unwrap_or(workload.steps);
+    (workload.lengths, workload.dropout) = (arguments.lengths, arguments.dropout);
+    if workload.streaming && arguments.mode != Mode::Train && (workload.lengths || workload.dropout) {
+        let wanted = "expected --mode train for --lengths or --dropout";
+        return Err(format!("{}: {wanted}, found single steps, which have neither", workload.name).into());
+    }
     let mut device = Device::parse(&arguments.device)?;
-    device = match arguments.shaders {
-        None => device,
-        Some(Shaders::Hardware) => device.with_shaders_for(AdapterClass::Hardware),
-        Some(Shaders::Software) => device.with_shaders_for(AdapterClass::Software),
-    };
+    for (kernel, variant) in &arguments.variant {
+        device = device.with_variant(kernel, variant)?;
+    }
     let recorded = workload.record(arguments.mode)?;
     if arguments.plan {
-        print!("{}", recorded.plan);
+        print!("{}", recorded.plan.listing(&device)?);
         return Ok(());
     }
     let mut session = recorded.open(&device)?;
@@ -137,6 +144,9 @@ fn report(arguments: &Arguments, workload: &Workload, device: &Device, seconds: 
         "n": seconds.len(),
         "gflops": flops / median / 1e9,
         "peak_rss_mib": peak_rss_mib(),
+        "variants": arguments.variant.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
+        "lengths": workload.lengths,
+        "dropout": workload.dropout,
         "adapter": device.name(),
         "software_adapter": device.is_software(),
         "driver": device.driver(),

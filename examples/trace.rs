@@ -12,11 +12,11 @@
 //! word comes next? All weights and biases of the LSTM are 0.1; those of the output layer are as published.
 
 use clap::Parser;
+use everloop::instruments::gradient_name;
 use everloop::layers::{DenseConfig, LstmConfig, one_hot};
 use everloop::loss::{CrossEntropy, softmax_cross_entropy};
-use everloop::recorder::gradient_name;
 use everloop::trace::{Detail, Named, Trace, read_series};
-use everloop::{Device, Parameters, Recorder, Rng, Tensor, Workspace};
+use everloop::{Device, Parameters, Recorder, Rng, Store, Tensor, Workspace};
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
@@ -195,7 +195,7 @@ impl Example {
         let logits = dense.record(&mut rec, &output.row(WINDOW - 1)?)?;
         let loss = softmax_cross_entropy(&mut rec, "loss", &logits, &target)?;
         rec.backward(&loss.loss)?;
-        let mut workspace = Workspace::new(device, rec.finish(), &parameters)?;
+        let mut workspace = Workspace::new(&Store::new(device, &parameters)?, rec.finish())?;
         workspace.write_tokens(&ids, &TEXT[OFFSET..OFFSET + WINDOW])?;
         workspace.write_tokens(&target, &TEXT[OFFSET + WINDOW..][..1])?;
         Ok(Example { workspace, logits, loss })

@@ -1,22 +1,10 @@
 // mask[e] = 0 if word(e) < threshold, else scale;  word(e) = first word of threefry(key, (e, step))
 //
-// Threefry-2x32 with 20 rounds (Salmon et al. 2011); step = step[0] + 2^20 step[1].
+// Threefry-2x32 with 20 rounds (Salmon et al. 2011).
 // Grid: one thread an element, workgroups folded into x and y.
 
-struct Params {
-  len: u32,
-  key_low: u32,
-  key_high: u32,
-  threshold: u32,
-  scale: f32,
-  scale_rest: f32,
-}
-
-@group(0) @binding(0) var<storage, read> step: array<f32>;       // [2]
+@group(0) @binding(0) var<storage, read> step: array<u32>;       // [1]
 @group(0) @binding(1) var<storage, read_write> mask: array<f32>; // [len]
-@group(1) @binding(0) var<uniform> params: Params;
-
-const CARRY = 1048576u;
 
 fn mix(x: vec2<u32>, turn: u32) -> vec2<u32> {
   let sum = x.x + x.y;
@@ -38,8 +26,8 @@ fn threefry(key: vec2<u32>, counter: vec2<u32>) -> vec2<u32> {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let e = (wg.y * wgs.x + wg.x) * 256u + lane;
   if (e < params.len) {
-    let counter = vec2<u32>(e, u32(step[0]) + CARRY * u32(step[1]));
+    let counter = vec2<u32>(e, step[params.step_at]);
     let word = threefry(vec2<u32>(params.key_low, params.key_high), counter).x;
-    mask[e] = select(params.scale + params.scale_rest, 0.0, word < params.threshold);
+    mask[params.mask_at + e] = select(params.scale, 0.0, word < params.threshold);
   }
 }

@@ -4,18 +4,9 @@
 // Grid: workgroups folded into x and y; repeat.x = chunk of rows.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  rows: u32,
-  columns: u32,
-  vocab_size: u32,
-  accumulate: u32,
-}
-
 @group(0) @binding(0) var<storage, read> ids: array<u32>;          // [rows]
 @group(0) @binding(1) var<storage, read> dy: array<f32>;           // [rows, columns]
 @group(0) @binding(2) var<storage, read_write> dtable: array<f32>; // [V, columns]
-@group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
 const CHUNK = 32768u;
 
@@ -24,17 +15,18 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   let e = (wg.y * wgs.x + wg.x) * 256u + lane;
   if (e < params.vocab_size * params.columns) {
     let token = e / params.columns;
-    let column = e % params.columns;
+    let first = params.dy_at + e % params.columns;
+    let to = params.dtable_at + e;
     let end = min(params.rows, (repeat.x + 1u) * CHUNK) + wg.z;
     var sum = 0.0;
-    if (repeat.x > 0u || params.accumulate > 0u) {
-      sum = dtable[e];
+    if (repeat.x > 0u || params.adds > 0u) {
+      sum = dtable[to];
     }
     for (var row = repeat.x * CHUNK; row < end; row++) {
-      if (ids[row] == token) {
-        sum += dy[row * params.columns + column];
+      if (ids[params.ids_at + row] == token) {
+        sum += dy[first + row * params.columns];
       }
     }
-    dtable[e] = sum;
+    dtable[to] = sum;
   }
 }

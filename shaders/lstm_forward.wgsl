@@ -1,103 +1,55 @@
 // One step of the recurrence; gates holds x W_ih^T and all biases on entry and the activated gates on return.
 //
-//   [i|f|g|o] = gates[t] + h[before] W_hh^T
-//   i, f, o = sigmoid;  g = tanh                    (forget_bias is added to f; peepholes, coupling: kernels/recurrence.rs)
-//   c[after] = f c[before] + i g;   h[after] = o tanh c[after], or m with a projection
+//   [i|f|g|o] = gates[t] + h[before] W_hh^T         then the cell's rule: lstm_cell.wgsl
 //
 // With a layer norm only the first line; lstm_forward_norm does the rest.
 // repeat.x = n, the n-th step worked on; t, before and after follow from the direction.
 //
 // Tile of 8 rows x 8 units, K in slices of 64 through workgroup memory; a thread owns the four gates of
-// one unit of one row. Any size; tails guarded. Grid: tiles of units, then of rows, folded into x and y.
+// one unit of one row. Any size; tails guarded. Grid: tiles of units, then of rows, then directions, folded.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  steps: u32,
-  batch: u32,
-  hidden: u32,
-  outputs: u32,
-  reverse: u32,
-  options: u32,
-  mask_steps: u32,
-  forget_bias: f32,
-  forget_bias_rest: f32,
-  cell_clip: f32,
-  cell_clip_rest: f32,
-  output_clip: f32,
-  output_clip_rest: f32,
-  epsilon: f32,
-  epsilon_rest: f32,
-}
+override has_lengths: bool;
+override projected: bool;
+override normed: bool;
 
-override has_lengths: bool = false;
-override has_peephole: bool = false;
-override has_mask: bool = false;
-override coupled: bool = false;
-override has_cell_clip: bool = false;
-override projected: bool = false;
-override normed: bool = false;
-
-@group(0) @binding(0) var<storage, read> weight_hh: array<f32>;   // [4H, P]
-@group(0) @binding(1) var<storage, read_write> gates: array<f32>; // [T, B, 4H]
-@group(0) @binding(2) var<storage, read_write> h: array<f32>;     // [T+1, B, P]
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;     // [T+1, B, H]
+@group(0) @binding(0) var<storage, read> weight_hh: array<f32>;   // [4H, P] of each direction
+@group(0) @binding(1) var<storage, read_write> gates: array<f32>; // [D, T, B, 4H]
+@group(0) @binding(2) var<storage, read_write> h: array<f32>;     // [D, T+1, B, P]
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;     // [D, T+1, B, H]
 @group(0) @binding(4) var<storage, read> lengths: array<u32>;     // [B]
-@group(0) @binding(5) var<storage, read> peephole: array<f32>;    // [3, H] to i, f, o
-@group(0) @binding(6) var<storage, read> mask: array<f32>;        // [T or 1, B, H]
-@group(0) @binding(7) var<storage, read_write> m: array<f32>;     // [T, B, H]
-@group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
+@group(0) @binding(5) var<storage, read> peephole: array<f32>;    // [3, H] to i, f, o, of each direction
+@group(0) @binding(6) var<storage, read> mask: array<f32>;        // [D, T or 1, B, H]
+@group(0) @binding(7) var<storage, read_write> m: array<f32>;     // [D, T, B, H]
 
 // written a whole vector at a time: the components of one are not memory of their own
 var<workgroup> h_tile: array<vec4<f32>, 136>; // [8 rows][16 + 1], four of k in the components
 var<workgroup> w_tile: array<vec4<f32>, 520>; // [8 units][64 + 1], i f g o in the components
 
-// Never the built-in tanh (NaN for large arguments on some drivers), never exp of an unclamped value.
-// clamp may swallow a NaN, so a NaN is handed through by its bits.
-fn is_nan(v: vec4<f32>) -> vec4<bool> {
-  return (bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
-}
-
-fn lstm_sigmoid(v: vec4<f32>) -> vec4<f32> {
-  return select(1.0 / (1.0 + exp(-clamp(v, vec4<f32>(-30.0), vec4<f32>(30.0)))), v, is_nan(v));
-}
-
-fn lstm_tanh(v: vec4<f32>) -> vec4<f32> {
-  let a = min(abs(v), vec4<f32>(10.0));
-  let z = a * a;
-  let p = ((((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z - 3.33332819422e-1) * z * a + a;
-  let q = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
-  return select(sign(v) * select(q, p, a < vec4<f32>(0.625)), v, is_nan(v));
-}
-
-fn h_at(before: u32, row: u32, k: u32) -> f32 {
-  if (row < params.batch && k < params.outputs) {
-    return h[(before + row) * params.outputs + k];
+fn h_quad(before: u32, row: u32, k: u32) -> vec4<f32> {
+  var v = vec4<f32>();
+  if (row < params.batch) {
+    let at = params.h_at + (before + row) * params.outputs + k;
+    let left = params.outputs - min(k, params.outputs);
+    v.x = select(0.0, h[at], left > 0u);
+    v.y = select(0.0, h[at + 1u], left > 1u);
+    v.z = select(0.0, h[at + 2u], left > 2u);
+    v.w = select(0.0, h[at + 3u], left > 3u);
   }
-  return 0.0;
+  return v;
 }
 
 @compute @workgroup_size(8, 8)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_id) li: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let tile = wg.y * wgs.x + wg.x;
   let tiles = (params.hidden + 7u) / 8u;
-  let t = select(repeat.x, params.steps - 1u - repeat.x, params.reverse > 0u);
-  let before = select(t, t + 1u, params.reverse > 0u) * params.batch;
-  let after = select(t + 1u, t, params.reverse > 0u) * params.batch;
-  let row0 = tile / tiles * 8u;
-  let unit0 = tile % tiles * 8u;
+  let s = step_of(wg.y * wgs.x + wg.x, tiles * ((params.batch + 7u) / 8u), repeat.x);
+  let row0 = s.tile / tiles * 8u;
+  let unit0 = s.tile % tiles * 8u;
   var sums = vec4<f32>();
   for (var k0 = 0u; k0 < params.outputs + wg.z; k0 += 64u) {
     workgroupBarrier();
     for (var e = lane; e < 128u; e += 64u) {
-      let row = row0 + e / 16u;
-      let k = k0 + 4u * (e % 16u);
-      h_tile[e / 16u * 17u + e % 16u] = vec4<f32>(
-        h_at(before, row, k),
-        h_at(before, row, k + 1u),
-        h_at(before, row, k + 2u),
-        h_at(before, row, k + 3u),
-      );
+      h_tile[e / 16u * 17u + e % 16u] = h_quad(s.before, row0 + e / 16u, k0 + 4u * (e % 16u));
     }
     for (var e = lane; e < 512u; e += 64u) {
       let unit = unit0 + e / 64u;
@@ -105,7 +57,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
       var w = vec4<f32>();
       if (unit < params.hidden && k < params.outputs) {
         let gate = params.hidden * params.outputs;
-        let at = unit * params.outputs + k;
+        let at = params.weight_hh_at + s.d * params.weight_hh_stride + unit * params.outputs + k;
         w = vec4<f32>(weight_hh[at], weight_hh[at + gate], weight_hh[at + 2u * gate], weight_hh[at + 3u * gate]);
       }
       w_tile[e / 64u * 65u + e % 64u] = w;
@@ -123,47 +75,39 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
   let row = row0 + li.y;
   let unit = unit0 + li.x;
   if (row < params.batch && unit < params.hidden) {
-    let at = (t * params.batch + row) * 4u * params.hidden + unit;
-    var v = sums + vec4<f32>(gates[at], gates[at + params.hidden], gates[at + 2u * params.hidden], gates[at + 3u * params.hidden]);
+    let at = params.gates_at + (s.now + row) * 4u * params.hidden + unit;
+    var v = sums + vec4<f32>(gates[at], gates[at + params.hidden], gates[at + 2u * params.hidden], gates[at + 3u * params.hidden]); // F2
     if (!normed) {
-      let c_before = c[(before + row) * params.hidden + unit];
-      v.y += params.forget_bias;
+      let c_before = c[params.c_at + (s.before + row) * params.hidden + unit];
+      var w = vec3<f32>();
       if (has_peephole) {
-        v.x += peephole[unit] * c_before;
-        v.y += peephole[params.hidden + unit] * c_before;
+        let p = params.peephole_at + s.d * params.peephole_stride + unit;
+        w = vec3<f32>(peephole[p], peephole[p + params.hidden], peephole[p + 2u * params.hidden]);
       }
-      let s = lstm_sigmoid(v);
-      let f = select(s.y, 1.0 - s.x, coupled);
-      let g = lstm_tanh(v).z;
-      var masked = g;
+      var scale = 1.0;
       if (has_mask) {
-        masked *= mask[(t % params.mask_steps * params.batch + row) * params.hidden + unit];
+        scale = mask[params.mask_at + (mask_row(s) + row) * params.hidden + unit];
       }
-      var cell = f * c_before + s.x * masked;
-      if (has_cell_clip) {
-        cell = select(clamp(cell, -params.cell_clip, params.cell_clip), cell, is_nan(vec4<f32>(cell)).x);
-      }
-      var o = s.w;
-      if (has_peephole) {
-        o = lstm_sigmoid(vec4<f32>(v.w + peephole[2u * params.hidden + unit] * cell)).x;
-      }
-      v = vec4<f32>(s.x, f, g, o);
-      var output = o * lstm_tanh(vec4<f32>(cell)).x;
+      let state = lstm_state(v.xyz, c_before, w.xy, scale);
+      var cell = lstm_clip(state.w); // F8
+      let output = lstm_output(v.w, cell, w.z);
+      v = vec4<f32>(state.xyz, output.x);
+      var result = output.y;
       if (has_lengths) {
-        if (t >= lengths[row]) {
-          v = vec4<f32>(0.0, 1.0, 0.0, 0.0);
+        if (s.t >= lengths[params.lengths_at + row]) {
+          v = vec4<f32>(0.0, 1.0, 0.0, 0.0); // F12
           cell = c_before;
-          output = 0.0;
+          result = 0.0;
           if (!projected) {
-            output = h[(before + row) * params.outputs + unit];
+            result = h[params.h_at + (s.before + row) * params.outputs + unit];
           }
         }
       }
-      c[(after + row) * params.hidden + unit] = cell;
+      c[params.c_at + (s.after + row) * params.hidden + unit] = cell;
       if (projected) {
-        m[(t * params.batch + row) * params.hidden + unit] = output;
+        m[params.m_at + (s.now + row) * params.hidden + unit] = result;
       } else {
-        h[(after + row) * params.outputs + unit] = output;
+        h[params.h_at + (s.after + row) * params.outputs + unit] = result;
       }
     }
     gates[at] = v.x;

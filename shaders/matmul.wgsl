@@ -5,28 +5,11 @@
 // Grid: tiles of n, then of m, folded into x and y; repeat.x = chunk of k.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  m: u32,
-  n: u32,
-  k: u32,
-  a_offset: u32,
-  a_row: u32,
-  a_column: u32,
-  b_offset: u32,
-  b_row: u32,
-  b_column: u32,
-  c_offset: u32,
-  biases: u32,
-  accumulate: u32,
-}
-
 @group(0) @binding(0) var<storage, read> a: array<f32>;       // [m, k]
 @group(0) @binding(1) var<storage, read> b: array<f32>;       // [k, n]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;    // [n]
 @group(0) @binding(3) var<storage, read> second_bias: array<f32>;    // [n]
 @group(0) @binding(4) var<storage, read_write> c: array<f32>; // [m, n]
-@group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
 const CHUNK = 32768u;
 
@@ -36,7 +19,7 @@ var<workgroup> b_tile: array<vec4<f32>, 256>; // [16 of k][64 of n]
 
 fn a_at(m: u32, k: u32, k_end: u32) -> f32 {
   if (m < params.m && k < k_end) {
-    return a[params.a_offset + m * params.a_row + k * params.a_column];
+    return a[params.a_at + m * params.a_row + k * params.a_column];
   }
   return 0.0;
 }
@@ -47,7 +30,7 @@ fn a_quad(m: u32, k: u32, k_end: u32) -> vec4<f32> {
 
 fn b_at(n: u32, k: u32, k_end: u32) -> f32 {
   if (n < params.n && k < k_end) {
-    return b[params.b_offset + k * params.b_row + n * params.b_column];
+    return b[params.b_at + k * params.b_row + n * params.b_column];
   }
   return 0.0;
 }
@@ -58,16 +41,16 @@ fn b_quad(n: u32, k: u32, k_end: u32) -> vec4<f32> {
 
 fn store(m: u32, n: u32, sum: f32) {
   if (m < params.m && n < params.n) {
-    let e = params.c_offset + m * params.n + n;
+    let e = params.c_at + m * params.n + n;
     var value = sum;
-    if (repeat.x > 0u || params.accumulate > 0u) {
+    if (repeat.x > 0u || params.adds > 0u) {
       value += c[e];
     }
     if (repeat.x == 0u && params.biases > 0u) {
-      value += bias[n];
+      value += bias[params.bias_at + n];
     }
     if (repeat.x == 0u && params.biases > 1u) {
-      value += second_bias[n];
+      value += second_bias[params.second_bias_at + n];
     }
     c[e] = value;
   }
@@ -104,7 +87,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
     for (var kk = 0u; kk < 16u; kk++) {
       let x = a_tile[kk * 16u + li.y];
       let w = b_tile[kk * 16u + li.x];
-      c0 = fma(vec4<f32>(x.x), w, c0);
+      c0 = fma(vec4<f32>(x.x), w, c0); // F1, B12
       c1 = fma(vec4<f32>(x.y), w, c1);
       c2 = fma(vec4<f32>(x.z), w, c2);
       c3 = fma(vec4<f32>(x.w), w, c3);

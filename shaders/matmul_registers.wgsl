@@ -7,37 +7,20 @@
 // Thread x of a workgroup owns the columns 4 * (x + 8 j) .. + 4 for j in 0..4, so that neighbours read side by side.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  m: u32,
-  n: u32,
-  k: u32,
-  a_offset: u32,
-  a_row: u32,
-  a_column: u32,
-  b_offset: u32,
-  b_row: u32,
-  b_column: u32,
-  c_offset: u32,
-  biases: u32,
-  accumulate: u32,
-}
-
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;       // [m, k], or [k, m] if transposed
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;       // [k, n], or [n, k] if transposed
 @group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;    // [n]
 @group(0) @binding(3) var<storage, read> second_bias: array<vec4<f32>>;    // [n]
 @group(0) @binding(4) var<storage, read_write> c: array<vec4<f32>>; // [m, n]
-@group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
-override transpose_a: bool = false;
-override transpose_b: bool = false;
+override transpose_a: bool;
+override transpose_b: bool;
 
 const CHUNK = 32768u;
 
 // four of k for row m
 fn a_quad(m: u32, q: u32) -> vec4<f32> {
-  return a[(params.a_offset + min(m, params.m - 1u) * params.a_row) / 4u + q];
+  return a[(params.a_at + min(m, params.m - 1u) * params.a_row) / 4u + q];
 }
 
 // rows m..m+4, four of k each
@@ -45,7 +28,7 @@ fn a_block(m: u32, q: u32) -> mat4x4<f32> {
   if (transpose_a) {
     let m4 = min(m, params.m - 4u) / 4u;
     let stride = params.a_column / 4u;
-    let base = params.a_offset / 4u + 4u * q * stride + m4;
+    let base = params.a_at / 4u + 4u * q * stride + m4;
     return transpose(mat4x4<f32>(a[base], a[base + stride], a[base + 2u * stride], a[base + 3u * stride]));
   }
   return mat4x4<f32>(a_quad(m, q), a_quad(m + 1u, q), a_quad(m + 2u, q), a_quad(m + 3u, q));
@@ -56,16 +39,12 @@ fn b_block(n: u32, q: u32) -> mat4x4<f32> {
   let column = min(n, params.n - 4u);
   if (transpose_b) {
     let stride = params.b_column / 4u;
-    let base = params.b_offset / 4u + column * stride + q;
+    let base = params.b_at / 4u + column * stride + q;
     return transpose(mat4x4<f32>(b[base], b[base + stride], b[base + 2u * stride], b[base + 3u * stride]));
   }
   let stride = params.b_row / 4u;
-  let base = params.b_offset / 4u + 4u * q * stride + column / 4u;
+  let base = params.b_at / 4u + 4u * q * stride + column / 4u;
   return mat4x4<f32>(b[base], b[base + stride], b[base + 2u * stride], b[base + 3u * stride]);
-}
-
-fn madd(sum: vec4<f32>, x: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
-  return fma(vec4<f32>(x.w), w[3], fma(vec4<f32>(x.z), w[2], fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], sum))));
 }
 
 fn row(sums: mat4x4<f32>, x: vec4<f32>, w0: mat4x4<f32>, w1: mat4x4<f32>, w2: mat4x4<f32>, w3: mat4x4<f32>) -> mat4x4<f32> {
@@ -74,16 +53,16 @@ fn row(sums: mat4x4<f32>, x: vec4<f32>, w0: mat4x4<f32>, w1: mat4x4<f32>, w2: ma
 
 fn store(m: u32, n: u32, sum: vec4<f32>) {
   if (m < params.m && n < params.n) {
-    let e = (params.c_offset + m * params.n + n) / 4u;
+    let e = (params.c_at + m * params.n + n) / 4u;
     var value = sum;
-    if (repeat.x > 0u || params.accumulate > 0u) {
+    if (repeat.x > 0u || params.adds > 0u) {
       value += c[e];
     }
     if (repeat.x == 0u && params.biases > 0u) {
-      value += bias[n / 4u];
+      value += bias[(params.bias_at + n) / 4u];
     }
     if (repeat.x == 0u && params.biases > 1u) {
-      value += second_bias[n / 4u];
+      value += second_bias[(params.second_bias_at + n) / 4u];
     }
     c[e] = value;
   }
@@ -118,7 +97,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
     let w1 = b_block(n + 32u, q);
     let w2 = b_block(n + 64u, q);
     let w3 = b_block(n + 96u, q);
-    c0 = row(c0, top[0], w0, w1, w2, w3);
+    c0 = row(c0, top[0], w0, w1, w2, w3); // F1, B12
     c1 = row(c1, top[1], w0, w1, w2, w3);
     c2 = row(c2, top[2], w0, w1, w2, w3);
     c3 = row(c3, top[3], w0, w1, w2, w3);

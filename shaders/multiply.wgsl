@@ -2,28 +2,18 @@
 //
 // Grid: one thread an element, workgroups folded into x and y.
 
-struct Params {
-  len: u32,
-  factor_len: u32,
-  x_offset: u32,
-  factor_offset: u32,
-  y_offset: u32,
-  accumulate: u32,
-}
-
-@group(0) @binding(0) var<storage, read> x: array<f32>;       // [.., len, ..]
-@group(0) @binding(1) var<storage, read> factor: array<f32>;  // [.., factor_len, ..]
-@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [.., len, ..]
-@group(1) @binding(0) var<uniform> params: Params;
+@group(0) @binding(0) var<storage, read> x: array<f32>;       // [len]
+@group(0) @binding(1) var<storage, read> factor: array<f32>;  // [factor_len]
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [len]
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let e = (wg.y * wgs.x + wg.x) * 256u + lane;
   if (e < params.len) {
-    var value = x[params.x_offset + e] * factor[params.factor_offset + e % params.factor_len];
-    if (params.accumulate > 0u) {
-      value += y[params.y_offset + e];
+    var value = x[params.x_at + e] * factor[params.factor_at + e % params.factor_len];
+    if (params.adds > 0u) {
+      value += y[params.y_at + e];
     }
-    y[params.y_offset + e] = value;
+    y[params.y_at + e] = value;
   }
 }

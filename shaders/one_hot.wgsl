@@ -2,19 +2,13 @@
 //
 // Grid: one thread an element, workgroups folded into x and y.
 
-struct Params {
-  rows: u32,
-  columns: u32,
-}
-
 @group(0) @binding(0) var<storage, read> ids: array<u32>;     // [rows]
 @group(0) @binding(1) var<storage, read_write> y: array<f32>; // [rows, V]
-@group(1) @binding(0) var<uniform> params: Params;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let e = (wg.y * wgs.x + wg.x) * 256u + lane;
   if (e < params.rows * params.columns) {
-    y[e] = select(0.0, 1.0, ids[e / params.columns] == e % params.columns);
+    y[params.y_at + e] = select(0.0, 1.0, ids[params.ids_at + e / params.columns] == e % params.columns);
   }
 }

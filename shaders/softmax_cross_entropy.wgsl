@@ -4,16 +4,10 @@
 // One workgroup a row. Grid: workgroups folded into x and y.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  rows: u32,
-  columns: u32,
-}
-
 @group(0) @binding(0) var<storage, read> logits: array<f32>;              // [rows, V]
 @group(0) @binding(1) var<storage, read> targets: array<u32>;             // [rows]
 @group(0) @binding(2) var<storage, read_write> probabilities: array<f32>; // [rows, V]
 @group(0) @binding(3) var<storage, read_write> row_losses: array<f32>;    // [rows, 3]
-@group(1) @binding(0) var<uniform> params: Params;
 
 const IGNORE = 0xffffffffu;
 
@@ -25,7 +19,8 @@ var<workgroup> sums: array<f32, 64>;
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let row = wg.y * wgs.x + wg.x;
   if (row < params.rows) {
-    let base = row * params.columns;
+    let base = params.logits_at + row * params.columns;
+    let to = params.probabilities_at + row * params.columns;
     // columns beyond V repeat the last one, which changes neither maximum nor place
     var place = min(lane, params.columns - 1u);
     var top = logits[base + place];
@@ -50,7 +45,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
     var sum = 0.0;
     for (var v = lane; v < params.columns + wg.z; v += 64u) {
       let value = exp(logits[base + v] - top);
-      probabilities[base + v] = value;
+      probabilities[to + v] = value;
       sum += value;
     }
     sums[lane] = sum;
@@ -60,17 +55,18 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3
       total += sums[i];
     }
     for (var v = lane; v < params.columns + wg.z; v += 64u) {
-      probabilities[base + v] /= total;
+      probabilities[to + v] /= total;
     }
     if (lane == 0u) {
-      let target_ = targets[row];
+      let target_ = targets[params.targets_at + row];
       var loss = 0.0;
       if (target_ != IGNORE) {
         loss = log(total) + top - logits[base + target_];
       }
-      row_losses[3u * row] = loss;
-      row_losses[3u * row + 1u] = select(0.0, 1.0, place == target_);
-      row_losses[3u * row + 2u] = select(1.0, 0.0, target_ == IGNORE);
+      let out = params.row_losses_at + 3u * row;
+      row_losses[out] = loss;
+      row_losses[out + 1u] = select(0.0, 1.0, place == target_);
+      row_losses[out + 2u] = select(1.0, 0.0, target_ == IGNORE);
     }
   }
 }

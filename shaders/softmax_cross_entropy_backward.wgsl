@@ -2,18 +2,11 @@
 //
 // Grid: one thread an element, workgroups folded into x and y.
 
-struct Params {
-  rows: u32,
-  columns: u32,
-  accumulate: u32,
-}
-
 @group(0) @binding(0) var<storage, read> probabilities: array<f32>; // [rows, V]
 @group(0) @binding(1) var<storage, read> targets: array<u32>;       // [rows]
 @group(0) @binding(2) var<storage, read> counted: array<f32>;       // [1]
 @group(0) @binding(3) var<storage, read> dloss: array<f32>;         // [1]
 @group(0) @binding(4) var<storage, read_write> dlogits: array<f32>; // [rows, V]
-@group(1) @binding(0) var<uniform> params: Params;
 
 const IGNORE = 0xffffffffu;
 
@@ -21,14 +14,16 @@ const IGNORE = 0xffffffffu;
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) wgs: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let e = (wg.y * wgs.x + wg.x) * 256u + lane;
   if (e < params.rows * params.columns) {
-    let target_ = targets[e / params.columns];
+    let target_ = targets[params.targets_at + e / params.columns];
     var value = 0.0;
     if (target_ != IGNORE) {
-      value = (probabilities[e] - select(0.0, 1.0, target_ == e % params.columns)) * (dloss[0] / counted[0]);
+      let p = probabilities[params.probabilities_at + e];
+      let factor = dloss[params.dloss_at] / counted[params.counted_at];
+      value = (p - select(0.0, 1.0, target_ == e % params.columns)) * factor;
     }
-    if (params.accumulate > 0u) {
-      value += dlogits[e];
+    if (params.adds > 0u) {
+      value += dlogits[params.dlogits_at + e];
     }
-    dlogits[e] = value;
+    dlogits[params.dlogits_at + e] = value;
   }
 }

@@ -3,15 +3,8 @@
 // One workgroup; interleaved slices added in order.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  len: u32,
-  root: u32,
-  divisor: u32,
-}
-
 @group(0) @binding(0) var<storage, read> x: array<f32>;           // [len]
 @group(0) @binding(1) var<storage, read_write> total: array<f32>; // [1]
-@group(1) @binding(0) var<uniform> params: Params;
 
 var<workgroup> slices: array<f32, 256>;
 
@@ -19,7 +12,7 @@ var<workgroup> slices: array<f32, 256>;
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   var part = 0.0;
   for (var e = lane; e < params.len + wg.z; e += 256u) {
-    part += x[e];
+    part += x[params.x_at + e];
   }
   slices[lane] = part;
   workgroupBarrier();
@@ -30,8 +23,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     all /= f32(params.divisor);
     if (params.root > 0u) {
-      all = sqrt(all);
+      all = sqrt(all); // O1
     }
-    total[0] = all;
+    total[params.total_at] = all;
   }
 }

@@ -4,16 +4,8 @@
 // always give the same bits. Grid: x over columns; repeat.x = chunk of rows.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  rows: u32,
-  columns: u32,
-  accumulate: u32,
-}
-
 @group(0) @binding(0) var<storage, read> x: array<f32>;          // [rows, columns]
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>; // [columns]
-@group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<uniform> repeat: vec4<u32>;
 
 const CHUNK = 524288u;
 
@@ -26,19 +18,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   var sum = 0.0;
   if (column < params.columns) {
     for (var row = repeat.x * CHUNK + lane / 16u; row < end; row += 16u) {
-      sum += x[row * params.columns + column];
+      sum += x[params.x_at + row * params.columns + column];
     }
   }
   slices[lane] = sum;
   workgroupBarrier();
   if (lane < 16u && column < params.columns) {
     var total = 0.0;
-    if (repeat.x > 0u || params.accumulate > 0u) {
-      total = sums[column];
+    if (repeat.x > 0u || params.adds > 0u) {
+      total = sums[params.sums_at + column];
     }
     for (var slice = 0u; slice < 16u; slice++) {
       total += slices[slice * 16u + lane];
     }
-    sums[column] = total;
+    sums[params.sums_at + column] = total;
   }
 }

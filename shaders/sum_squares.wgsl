@@ -3,14 +3,8 @@
 // Grid: x = number of partials.
 // `+ wg.z` adds 0 where a uniform ends a loop: llvmpipe would compile the kernel anew for every value.
 
-struct Params {
-  len: u32,
-  partials: u32,
-}
-
 @group(0) @binding(0) var<storage, read> x: array<f32>;              // [len]
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>; // [partials]
-@group(1) @binding(0) var<uniform> params: Params;
 
 var<workgroup> slices: array<f32, 256>;
 
@@ -18,7 +12,8 @@ var<workgroup> slices: array<f32, 256>;
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   var sum = 0.0;
   for (var e = wg.x * 256u + lane; e < params.len + wg.z; e += params.partials * 256u) {
-    sum = fma(x[e], x[e], sum);
+    let value = x[params.x_at + e];
+    sum = fma(value, value, sum);
   }
   slices[lane] = sum;
   workgroupBarrier();
@@ -27,6 +22,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var i = 0u; i < 256u; i++) {
       total += slices[i];
     }
-    partials[wg.x] = total;
+    partials[params.partials_at + wg.x] = total;
   }
 }

@@ -1,8 +1,9 @@
 //! The device a plan runs on: a GPU through wgpu, or the CPU.
 
-#[cfg(any(feature = "gpu", not(target_arch = "wasm32")))]
 use crate::error::{Error, Result};
-use crate::kernel::AdapterClass;
+use crate::kernel::{Adapter, AdapterClass, Kernel};
+use crate::kernels::ALL;
+use crate::plan::Plan;
 use std::fmt;
 #[cfg(feature = "gpu")]
 use {crate::gpu::Gpu, std::sync::Arc, std::time::Duration};
@@ -34,26 +35,38 @@ pub(crate) enum Executor {
 /// | [`Device::named`] | the adapter whose name contains a text |
 /// | [`Device::from_wgpu`] | a device that the application has already |
 /// | [`Device::cpu`], [`Device::cpu_f64`], [`Device::reference`] | the CPU |
+///
+/// ```
+/// use everloop::Device;
+/// let device = Device::auto();
+/// println!("{device}"); // name, kind, backend, driver, and why it was chosen
+/// assert!(!device.is_software(), "a CPU that plays a GPU is never taken unasked");
+/// assert_eq!(Device::parse("cpu")?.name(), "CPU (f32)");
+/// assert!(Device::parse("no such adapter").is_err());
+/// # Ok::<(), everloop::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Device {
     pub(crate) executor: Executor,
     reason: String,
+    /// Kernels and the variants that were asked for.
+    variants: Vec<(&'static str, &'static str)>,
 }
 
 impl Device {
     /// The CPU in f32.
     pub fn cpu() -> Device {
-        Device { executor: Executor::Cpu(Precision::F32), reason: "asked for".into() }
+        Device { executor: Executor::Cpu(Precision::F32), reason: "asked for".into(), variants: Vec::new() }
     }
 
     /// The CPU in f64.
     pub fn cpu_f64() -> Device {
-        Device { executor: Executor::Cpu(Precision::F64), reason: "asked for".into() }
+        Device { executor: Executor::Cpu(Precision::F64), reason: "asked for".into(), variants: Vec::new() }
     }
 
-    /// The twins in f64: see [`Precision::Reference`].
+    /// The CPU in f64 by the kernels' twins, plain loops written from the equations: slow, the referee of all others.
     pub fn reference() -> Device {
-        Device { executor: Executor::Cpu(Precision::Reference), reason: "asked for".into() }
+        Device { executor: Executor::Cpu(Precision::Reference), reason: "asked for".into(), variants: Vec::new() }
     }
 
     /// Whether it is a GPU, software adapters included.
@@ -70,7 +83,8 @@ impl Device {
         }
     }
 
-    /// The same device with the shaders chosen as for another class of adapter, to test every one of them anywhere.
+    /// The same device with the variants chosen as for another class of adapter, to test every one of them anywhere.
+    #[doc(hidden)]
     pub fn with_shaders_for(self, class: AdapterClass) -> Device {
         match self.executor {
             #[cfg(feature = "gpu")]
@@ -80,6 +94,98 @@ impl Device {
                 self
             }
         }
+    }
+
+    /// The same device with a kernel computed in one way, wherever that fits: `lstm_forward` and `per_step`, say. On
+    /// the CPU a kernel has its twin, `twin`, and some have a fast form. [`Plan::listing`] shows what runs, and why.
+    ///
+    /// A plan with steps of the kernel, none of which the variant fits, is an error when its workspace is made.
+    ///
+    /// Error: a kernel or a variant that is not known; the message names those that are.
+    ///
+    /// ```
+    /// use everloop::Device;
+    /// let slow = Device::cpu().with_variant("lstm_forward", "twin")?;
+    /// let error = Device::cpu().with_variant("lstm_forward", "fast").unwrap_err();
+    /// assert!(error.to_string().contains("lanes, twin"));
+    /// # Ok::<(), everloop::Error>(())
+    /// ```
+    pub fn with_variant(self, kernel: &str, variant: &str) -> Result<Device> {
+        let Some(known) = ALL.iter().find(|known| known.name == kernel) else {
+            let names: Vec<_> = ALL.iter().map(|known| known.name).collect();
+            return Err(Error::config("a kernel to choose a variant of", names.join(", "), kernel));
+        };
+        self.with_one_of(known.name, (known.variants)(), known.form, variant)
+    }
+
+    /// [`Device::with_variant`] for a kernel of another crate. Error: a variant that is not known.
+    pub fn with_variant_of<K: Kernel>(self, variant: &str) -> Result<Device> {
+        self.with_one_of(K::NAME, K::variants().iter().map(|variant| variant.name).collect(), K::FORM, variant)
+    }
+
+    fn with_one_of(
+        mut self,
+        kernel: &'static str,
+        variants: Vec<&'static str>,
+        form: &'static str,
+        wanted: &str,
+    ) -> Result<Device> {
+        let mut names = if self.is_gpu() { variants } else { vec![form, "twin"] };
+        names.dedup();
+        let Some(variant) = names.iter().find(|name| **name == wanted) else {
+            return Err(Error::config(format!("a variant of `{kernel}` on {}", self.name()), names.join(", "), wanted));
+        };
+        self.variants.retain(|(name, _)| *name != kernel);
+        self.variants.push((kernel, variant));
+        Ok(self)
+    }
+
+    /// What variants may know of it; none on the CPU.
+    pub(crate) fn adapter(&self) -> Option<Adapter> {
+        match &self.executor {
+            Executor::Cpu(_) => None,
+            #[cfg(feature = "gpu")]
+            Executor::Gpu(_, class) => Some(Adapter::of(*class)),
+        }
+    }
+
+    /// What runs each step of a plan, and why.
+    pub(crate) fn choose(&self, plan: &Plan) -> Result<Vec<(&'static str, String)>> {
+        let wanted = |kernel: &str| self.variants.iter().find(|(name, _)| *name == kernel).map(|(_, variant)| *variant);
+        let Some(adapter) = self.adapter() else {
+            let of = |step: &crate::plan::Step| match (wanted(step.operation.name()), &self.executor) {
+                (Some(variant), _) => (variant, "asked for".into()),
+                (None, Executor::Cpu(Precision::Reference)) => ("twin", "the reference".into()),
+                (None, _) => (step.operation.form(), String::new()),
+            };
+            return Ok(plan.steps().iter().map(of).collect());
+        };
+        let refused =
+            |kernel: &str, why: String| Error::config(format!("a variant of `{kernel}`"), "one that fits", why);
+        let (mut choices, mut unfit) = (Vec::new(), Vec::<(&str, String)>::new());
+        for step in plan.steps() {
+            let (kernel, operands) = (step.operation.name(), &step.operands);
+            let asked = wanted(kernel).map(|variant| step.operation.choose(operands, &adapter, Some(variant)));
+            let choice = match asked {
+                Some(Ok(choice)) => choice,
+                other => {
+                    let mut choice =
+                        step.operation.choose(operands, &adapter, None).map_err(|why| refused(kernel, why))?;
+                    if let Some(Err(why)) = other {
+                        choice.why = why.clone();
+                        unfit.push((kernel, why));
+                    }
+                    choice
+                }
+            };
+            choices.push((kernel, choice));
+        }
+        for (kernel, why) in unfit {
+            if !choices.iter().any(|(name, choice)| *name == kernel && choice.why == "asked for") {
+                return Err(refused(kernel, why));
+            }
+        }
+        Ok(choices.into_iter().map(|(_, choice)| (choice.variant, choice.why)).collect())
     }
 
     /// Why this device was chosen.
@@ -127,52 +233,101 @@ impl Device {
     }
 }
 
-#[cfg(feature = "gpu")]
+/// Which adapter is wanted.
+enum Wanted<'a> {
+    Real,
+    Any,
+    Named(&'a str),
+}
+
 impl Device {
-    fn from_gpu(gpu: Gpu, reason: impl Into<String>) -> Device {
-        let class = gpu.class();
-        Device { executor: Executor::Gpu(Arc::new(gpu), class), reason: reason.into() }
+    #[cfg(feature = "gpu")]
+    async fn find(wanted: Wanted<'_>, reason: String) -> Result<Device> {
+        let gpu = match wanted {
+            Wanted::Real => {
+                let real = |info: &wgpu::AdapterInfo| info.device_type != wgpu::DeviceType::Cpu;
+                Gpu::best(real, "a GPU that is not a software adapter").await?
+            }
+            Wanted::Any => Gpu::best(|_| true, "a GPU").await?,
+            Wanted::Named(text) => {
+                let (lower, wanted) = (text.to_lowercase(), format!("an adapter whose name contains `{text}`"));
+                Gpu::best(|info| info.name.to_lowercase().contains(&lower), &wanted).await?
+            }
+        };
+        Ok(Device::from_gpu(gpu, reason))
     }
 
-    /// The adapters of this machine, best first: name, type, backend, driver.
-    pub async fn adapters_async() -> Vec<String> {
-        let text = |a: &wgpu::Adapter| {
-            let info = a.get_info();
-            let driver = format!("{} {}", info.driver, info.driver_info);
-            format!("{}, {:?}, {:?}, driver {}", info.name, info.device_type, info.backend, driver.trim())
+    #[cfg(not(feature = "gpu"))]
+    async fn find(wanted: Wanted<'_>, _: String) -> Result<Device> {
+        let wanted = match wanted {
+            Wanted::Named(text) => format!("an adapter whose name contains `{text}`"),
+            Wanted::Real | Wanted::Any => "a GPU".into(),
         };
-        Gpu::adapters().await.iter().map(text).collect()
+        Err(Error::NoAdapter { wanted, found: "a build without the feature `gpu`".into() })
+    }
+
+    #[cfg(feature = "gpu")]
+    fn from_gpu(gpu: Gpu, reason: String) -> Device {
+        let class = gpu.class();
+        Device { executor: Executor::Gpu(Arc::new(gpu), class), reason, variants: Vec::new() }
+    }
+
+    /// The adapters of this machine, best first: name, type, backend, driver. None in a build without GPU support.
+    pub async fn adapters_async() -> Vec<String> {
+        #[cfg(feature = "gpu")]
+        {
+            let text = |a: &wgpu::Adapter| {
+                let info = a.get_info();
+                let driver = format!("{} {}", info.driver, info.driver_info);
+                format!("{}, {:?}, {:?}, driver {}", info.name, info.device_type, info.backend, driver.trim())
+            };
+            Gpu::adapters().await.iter().map(text).collect()
+        }
+        #[cfg(not(feature = "gpu"))]
+        Vec::new()
     }
 
     /// A real GPU if there is one, else the CPU; [`Device::reason`] says which and why.
     pub async fn auto_async() -> Device {
-        match Gpu::best(|info| info.device_type != wgpu::DeviceType::Cpu, "a GPU that is not a software adapter").await
-        {
-            Ok(gpu) => Device::from_gpu(gpu, "the best GPU of this machine"),
+        match Device::find(Wanted::Real, "the best GPU of this machine".into()).await {
+            Ok(device) => device,
             Err(error) => Device { reason: format!("no GPU to use: {error}"), ..Device::cpu() },
         }
     }
 
-    /// The best adapter, a software one if there is no other.
+    /// The best adapter, a software one if there is no other. Errors: no adapter, or one below WebGPU's limits.
     pub async fn gpu_async() -> Result<Device> {
-        Ok(Device::from_gpu(Gpu::best(|_| true, "a GPU").await?, "asked for"))
+        Device::find(Wanted::Any, "asked for".into()).await
     }
 
-    /// The first adapter whose name contains `text`, upper and lower case alike.
+    /// The first adapter whose name contains `text`, upper and lower case alike. Errors as [`Device::gpu_async`].
     pub async fn named_async(text: &str) -> Result<Device> {
-        let lower = text.to_lowercase();
-        let wanted = format!("an adapter whose name contains `{text}`");
-        let gpu = Gpu::best(|info| info.name.to_lowercase().contains(&lower), &wanted).await?;
-        Ok(Device::from_gpu(gpu, format!("its name contains `{text}`")))
+        Device::find(Wanted::Named(text), format!("its name contains `{text}`")).await
     }
 
+    /// What users write: `auto`, `gpu`, `cpu`, `cpu-f64`, or part of an adapter's name. Errors: an empty text, and those
+    /// of [`Device::gpu_async`].
+    pub async fn parse_async(text: &str) -> Result<Device> {
+        match text {
+            "auto" => Ok(Device::auto_async().await),
+            "gpu" => Device::gpu_async().await,
+            "cpu" => Ok(Device::cpu()),
+            "cpu-f64" => Ok(Device::cpu_f64()),
+            "" => Err(Error::config("device", "auto, gpu, cpu, cpu-f64 or part of an adapter's name", "nothing")),
+            name => Device::named_async(name).await,
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Device {
     /// A device that the application has already. everloop installs its own handlers for uncaptured
-    /// errors and for the loss of the device.
+    /// errors and for the loss of the device. Error: limits below what the kernels are written to.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Result<Device> {
-        Ok(Device::from_gpu(Gpu::new(device, queue)?, "given by the application"))
+        Ok(Device::from_gpu(Gpu::new(device, queue)?, "given by the application".into()))
     }
 
-    /// Sets how long to wait for the GPU before an operation ends in [`Error::Timeout`]; 120 s at first.
+    /// Sets how long to wait for the GPU before an operation ends in [`Error::Timeout`]; 120 s at first. Error: zero.
     pub fn set_deadline(&self, deadline: Duration) -> Result<()> {
         if deadline.is_zero() {
             return Err(Error::config("deadline", "more than zero", "0 s"));
@@ -184,70 +339,18 @@ impl Device {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
-impl Device {
+blocking! { Device {
     /// Blocking [`Device::adapters_async`].
-    #[cfg(feature = "gpu")]
-    pub fn adapters() -> Vec<String> {
-        pollster::block_on(Device::adapters_async())
-    }
-
-    /// None: this build has no GPU support.
-    #[cfg(not(feature = "gpu"))]
-    pub fn adapters() -> Vec<String> {
-        Vec::new()
-    }
-
+    fn adapters() -> Vec<String> = Device::adapters_async();
     /// Blocking [`Device::auto_async`].
-    #[cfg(feature = "gpu")]
-    pub fn auto() -> Device {
-        pollster::block_on(Device::auto_async())
-    }
-
-    /// The CPU: this build has no GPU support.
-    #[cfg(not(feature = "gpu"))]
-    pub fn auto() -> Device {
-        Device { reason: "built without the feature `gpu`".into(), ..Device::cpu() }
-    }
-
-    /// Blocking [`Device::gpu_async`].
-    #[cfg(feature = "gpu")]
-    pub fn gpu() -> Result<Device> {
-        pollster::block_on(Device::gpu_async())
-    }
-
-    /// An error: this build has no GPU support.
-    #[cfg(not(feature = "gpu"))]
-    pub fn gpu() -> Result<Device> {
-        let found = "a build without the feature `gpu`".into();
-        Err(Error::NoAdapter { wanted: "a GPU".into(), found })
-    }
-
-    /// Blocking [`Device::named_async`].
-    #[cfg(feature = "gpu")]
-    pub fn named(text: &str) -> Result<Device> {
-        pollster::block_on(Device::named_async(text))
-    }
-
-    /// An error: this build has no GPU support.
-    #[cfg(not(feature = "gpu"))]
-    pub fn named(text: &str) -> Result<Device> {
-        let found = "a build without the feature `gpu`".into();
-        Err(Error::NoAdapter { wanted: format!("an adapter whose name contains `{text}`"), found })
-    }
-
-    /// What users write: `auto`, `gpu`, `cpu`, `cpu-f64`, or part of an adapter's name.
-    pub fn parse(text: &str) -> Result<Device> {
-        match text {
-            "auto" => Ok(Device::auto()),
-            "gpu" => Device::gpu(),
-            "cpu" => Ok(Device::cpu()),
-            "cpu-f64" => Ok(Device::cpu_f64()),
-            "" => Err(Error::config("device", "auto, gpu, cpu, cpu-f64 or part of an adapter's name", "nothing")),
-            name => Device::named(name),
-        }
-    }
-}
+    fn auto() -> Device = Device::auto_async();
+    /// Blocking [`Device::gpu_async`]. Errors as there.
+    fn gpu() -> Result<Device> = Device::gpu_async();
+    /// Blocking [`Device::named_async`]. Errors as there.
+    fn named(text: &str) -> Result<Device> = Device::named_async(text);
+    /// Blocking [`Device::parse_async`]. Errors as there.
+    fn parse(text: &str) -> Result<Device> = Device::parse_async(text);
+} }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -140,7 +140,7 @@ pub enum Error {
         message: String,
     },
 
-    /// Two executors of one plan disagree; see [`lockstep`](crate::run::lockstep).
+    /// Two executors of one plan disagree; see [`lockstep`](crate::lockstep).
     #[error(
         "step {step} ({kernel}) of the plan: slot `{slot}` differs at element {index}: {left} against {right}, tolerance {tolerance:e}"
     )]

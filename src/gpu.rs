@@ -1,7 +1,7 @@
 //! The wgpu device: choosing an adapter, errors as values, pipelines, waiting with a deadline.
 
 use crate::error::{Error, Result};
-use crate::kernel::{Access, AdapterClass, Binding, Dispatch};
+use crate::kernel::{AdapterClass, Dispatch};
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,9 +25,12 @@ pub(crate) struct Gpu {
     limits: wgpu::Limits,
     faults: Arc<Mutex<Faults>>,
     deadline: Mutex<Duration>,
-    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<Made, Arc<Pipeline>>>,
     uniforms: wgpu::BindGroupLayout,
 }
+
+/// What a pipeline is made of: the text, the bits of its constants, and which bindings are written.
+type Made = (String, Vec<(&'static str, u64)>, Vec<bool>);
 
 /// Work under way on the device.
 pub(crate) struct Submission {
@@ -221,31 +224,32 @@ impl Gpu {
         }
     }
 
-    /// The pipeline of a shader with its constants, made at first use.
-    pub async fn pipeline(&self, dispatch: &Dispatch, bindings: &[Binding]) -> Result<Arc<Pipeline>> {
-        let key = format!("{}{:?}", dispatch.shader, dispatch.constants);
+    /// The pipeline of a dispatch, made at first use; `writes` says which of its bindings are written.
+    pub async fn pipeline(&self, dispatch: &Dispatch, writes: &[bool]) -> Result<Arc<Pipeline>> {
+        let bits = dispatch.constants.iter().map(|(name, value)| (*name, value.to_bits())).collect();
+        let key: Made = (dispatch.source.clone(), bits, writes.to_vec());
         if let Some(found) = lock(&self.pipelines).get(&key) {
             return Ok(found.clone());
         }
-        let label = Some(dispatch.shader);
+        let label = Some(dispatch.name);
         let entries: Vec<_> = (0..)
-            .zip(bindings)
-            .map(|(binding, b)| wgpu::BindGroupLayoutEntry {
+            .zip(writes)
+            .map(|(binding, writes)| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
                 ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: b.access != Access::Write },
+                    ty: wgpu::BufferBindingType::Storage { read_only: !writes },
                     has_dynamic_offset: false,
                     min_binding_size: None,
                 },
                 count: None,
             })
             .collect();
-        let doing = format!("building the kernel `{}`", dispatch.shader);
+        let doing = format!("building the kernel `{}`", dispatch.name);
         let made = self.scoped(&doing, || {
             let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label,
-                source: wgpu::ShaderSource::Wgsl(dispatch.source.into()),
+                source: wgpu::ShaderSource::Wgsl(dispatch.source.as_str().into()),
             });
             let layout =
                 self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });

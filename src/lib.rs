@@ -2,7 +2,9 @@
 //! CPU executor that runs the same recorded program to check it.
 //!
 //! ```
-//! use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, layers::LstmConfig, loss, optimizer::SgdConfig};
+//! use everloop::layers::LstmConfig;
+//! use everloop::optimizer::SgdConfig;
+//! use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Workspace, loss};
 //!
 //! fn main() -> Result<()> {
 //!     let mut parameters = Parameters::new();
@@ -14,7 +16,8 @@
 //!     rec.backward(&loss)?;
 //!     SgdConfig::new(5.0).record(&mut rec)?;
 //!     let device = Device::auto();
-//!     let mut workspace = Workspace::new(&device, rec.finish(), &parameters)?;
+//!     let store = Store::new(&device, &parameters)?;
+//!     let mut workspace = Workspace::new(&store, rec.finish())?;
 //!     let waves: Vec<f32> = (0..33 * 128).map(|e| 0.7 * ((e / 128) as f32 * 0.3 + (e % 128) as f32).sin()).collect();
 //!     workspace.write(&x, &waves[..32 * 128])?;
 //!     workspace.write(&next, &waves[128..])?;
@@ -31,7 +34,9 @@
 //! # The flow
 //!
 //! ```text
-//! config -> parameters -> plan -> workspace -> run -> results
+//! config -> parameters -> plan ----\
+//!                 \                >- workspace -> run -> results
+//!                  `-> store -----/
 //! ```
 //!
 //! | type | what it is |
@@ -41,12 +46,13 @@
 //! | [`Recorder`] | layers and losses append steps; [`Recorder::backward`] walks them in reverse |
 //! | [`Plan`] | the recorded program: slots and steps. Pure data; printing it gives its listing |
 //! | [`Device`] | a GPU, or the CPU in f32 or f64 |
-//! | [`Workspace`] | a plan's memory on one device; [`Workspace::run`] is one queue submit |
+//! | [`Store`] | the parameters on one device, shared by any number of workspaces and streams |
+//! | [`Workspace`] | a plan's memory on the device of a store; [`Workspace::run`] is one queue submit |
 //! | [`Stream`] | an LSTM that takes one step at a time and keeps its state |
 //! | [`Tensor`] | a slot of a plan, or some of its rows: what [`Workspace::read`] and [`Workspace::write`] take |
 //!
-//! Shapes are time first: `[T, B, ..]`. A plan is made for one batch size and number of steps; the same
-//! parameters may have many plans. Equations, derivations and where each symbol lies: [`docs::lstm`].
+//! Shapes are time first: `[T, B, ..]`. A plan is made for one batch size and number of steps; one store may have many
+//! plans. Equations and derivations: [`docs::lstm`]; where each symbol lies: [`docs::reference`].
 //!
 //! # Features
 //!
@@ -55,36 +61,67 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod device;
+/// Blocking forms of methods that may wait for a GPU; a browser has none.
+macro_rules! blocking {
+    ($of:ident { $($(#[$doc:meta])* fn $name:ident $([$($generic:tt)*])? ($($argument:tt)*) -> $result:ty = $call:expr;)* }) => {
+        #[cfg(not(target_arch = "wasm32"))]
+        impl $of {
+            $($(#[$doc])* pub fn $name $(<$($generic)*>)? ($($argument)*) -> $result {
+                pollster::block_on($call)
+            })*
+        }
+    };
+}
+
+mod case;
+mod device;
 pub mod doctor;
-pub mod error;
-pub mod float;
+mod error;
+mod float;
 #[cfg(feature = "gpu")]
 mod gpu;
 pub mod kernel;
-pub mod kernels;
+mod kernels;
 pub mod layers;
 pub mod loss;
 pub mod optimizer;
-pub mod parameters;
+mod parameters;
 pub mod plan;
-pub mod recorder;
+mod recorder;
 mod rng;
-pub mod run;
-pub mod stream;
+mod run;
+mod stream;
+mod tensor;
 pub mod text;
 mod tile;
+mod time;
 pub mod trace;
 pub mod weights;
 
-pub use device::{Device, Precision};
+pub use case::Case;
+pub use device::Device;
 pub use error::{Error, Result};
-pub use parameters::Parameters;
-pub use plan::{Plan, Tensor};
-pub use recorder::Recorder;
+pub use float::{Float, Vectorized};
+pub use parameters::{Parameter, Parameters};
+pub use plan::Plan;
+pub use recorder::{Recorder, Target};
 pub use rng::Rng;
-pub use run::Workspace;
-pub use stream::Stream;
+pub use run::{Counters, Observer, Store, Workspace, lockstep};
+pub use stream::{LayerState, Stream, StreamState};
+pub use tensor::{Dtype, Tensor};
+pub use time::Direction;
+
+/// What the project's own tests need of the rest. No part of the interface.
+#[doc(hidden)]
+pub mod instruments {
+    pub use crate::doctor::{F32, check, check_variant, plan_of};
+    /// The kernels, with their lists and cases.
+    pub mod kernels {
+        pub use crate::kernels::*;
+    }
+    pub use crate::recorder::gradient_name;
+}
+
 /// The wgpu that [`Device::from_wgpu`] speaks.
 #[cfg(feature = "gpu")]
 pub use wgpu;
@@ -93,6 +130,8 @@ pub use wgpu;
 pub mod docs {
     #[doc = include_str!("../docs/lstm.md")]
     pub mod lstm {}
+    #[doc = include_str!("../docs/reference.md")]
+    pub mod reference {}
     #[doc = include_str!("../DESIGN.md")]
     pub mod design {}
 }

@@ -131,6 +131,16 @@ impl Parameters {
         hasher.finish()
     }
 
+    /// Floats of the whole block with its padding.
+    pub(crate) fn block_len(&self) -> usize {
+        self.entries.last().map_or(0, |last| last.range.end.next_multiple_of(ALIGNMENT))
+    }
+
+    /// Names and shapes without values: what it takes to record a plan.
+    pub(crate) fn without_values(&self) -> Parameters {
+        Parameters { values: Vec::new(), ..self.clone() }
+    }
+
     /// The whole block with its padding, for upload.
     pub fn block(&self) -> &[f64] {
         &self.values

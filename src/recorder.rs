@@ -1,32 +1,106 @@
 //! Recording a plan: layers append steps, and each forward step leaves its backward on a tape.
-//!
-//! [`Recorder::backward`] walks the tape in reverse, so any composition of layers gets its backward
-//! by itself. A gradient is written by the first consumer and accumulated by the others; where only
-//! part of a slot has a consumer, a visible `fill` step clears it first.
 
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, MAX_PARAMETER_BYTES};
-use crate::kernels::fill::Fill;
+use crate::kernel::{Access, Kernel, MAX_WORDS, Operation};
+use crate::kernels::fill::{self, Fill};
 use crate::parameters::Parameters;
-use crate::plan::{Cell, Kind, Phase, Plan, PlanId, Slot, SlotId, Step, Storage, Tensor};
+use crate::plan::{Kind, Phase, Plan, Rows, Slot, Step, Storage};
+use crate::tensor::{Dtype, PlanId, SlotId, Tensor};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
-type Backward = Box<dyn FnOnce(&mut Recorder<'_>) -> Result<()>>;
+type Backward = Rc<dyn Fn(&mut Recorder<'_>) -> Result<()>>;
 
-/// Writes a [`Plan`]; see the [module](self).
+/// Writes a [`Plan`]: layers append steps, and each forward step leaves its backward on a tape.
+///
+/// [`Recorder::backward`] walks the tape in reverse, so any composition of layers gets its backward
+/// by itself. A gradient is written by the first consumer and added to by the others; where only
+/// part of a slot has a consumer, a visible `fill` step clears it first. What nobody can train is left out: the
+/// gradient of a slot is wanted where a parameter that is not frozen, or an input that asks for it, went into it.
+///
+/// What is refused leaves the recorder as it was: [`Recorder::attempt`].
+///
+/// ```
+/// use everloop::{Parameters, Recorder, layers, loss};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// parameters.declare("w", &[3], vec![0.1, 0.2, 0.3])?;
+/// let mut rec = Recorder::new(&parameters);
+/// let (w, x, wanted) = (rec.parameter("w")?, rec.input("x", &[3])?, rec.input("wanted", &[3])?);
+/// let y = layers::add(&mut rec, "y", &w, &x)?;
+/// let loss = loss::mean_squared_error(&mut rec, "loss", &y, &wanted)?;
+/// rec.backward(&loss)?;
+/// assert_eq!(rec.gradient(&w).unwrap().shape(), [3]);
+/// assert!(rec.gradient(&x).is_none(), "nobody asked for it");
+/// println!("{}", rec.finish());
+/// # Ok(()) }
+/// ```
 pub struct Recorder<'p> {
     parameters: &'p Parameters,
     plan: Plan,
     by_name: HashMap<String, SlotId>,
-    instances: HashMap<String, usize>,
-    tape: Vec<Backward>,
+    state: State,
+}
+
+/// What is recorded beside the plan.
+#[derive(Clone)]
+struct State {
     phase: Phase,
-    /// Per slot: does anything want its gradient, and has anything flowed into it yet.
-    wanted: Vec<bool>,
-    gradient: Vec<Option<SlotId>>,
-    /// What is made of other slots alone, and these: its gradient is wanted if one of theirs is.
-    copies: HashMap<SlotId, Vec<SlotId>>,
+    tape: Vec<Backward>,
+    instances: HashMap<String, usize>,
+    /// Paths whose parameters are not trained.
+    frozen: Vec<String>,
+    /// Per slot.
+    gradients: Vec<GradientOf>,
+}
+
+/// The gradient of a slot.
+#[derive(Clone, Copy, Default)]
+struct GradientOf {
+    /// What somebody said of it.
+    asked: Option<bool>,
+    /// From the backward pass on: whether something behind it is trained.
+    wanted: bool,
+    /// Where it is.
+    slot: Option<SlotId>,
+}
+
+/// Where a contribution to a gradient goes.
+///
+/// ```
+/// # let mut parameters = everloop::Parameters::new();
+/// # parameters.declare("w", &[2], vec![1.0, 2.0])?;
+/// let mut rec = everloop::Recorder::new(&parameters);
+/// let w = rec.parameter("w")?;
+/// let y = everloop::layers::add(&mut rec, "y", &w, &w)?;
+/// let of = w.clone();
+/// // a penalty: 0.5 flows into w beside what the loss gives
+/// rec.on_backward(move |rec| match rec.contribute(&of)? {
+///     Some(target) if !target.adds => rec.fill(&target.tensor, 0.5),
+///     _ => Ok(()),
+/// });
+/// # let _ = y;
+/// # Ok::<(), everloop::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The gradient, of the shape of what it is the gradient of.
+    pub tensor: Tensor,
+    /// Whether the contribution is added to what is there; else it replaces it.
+    pub adds: bool,
+}
+
+impl Target {
+    /// A tensor that is replaced.
+    pub fn replace(tensor: &Tensor) -> Target {
+        Target { tensor: tensor.clone(), adds: false }
+    }
+
+    /// A tensor that is added to.
+    pub fn add(tensor: &Tensor) -> Target {
+        Target { tensor: tensor.clone(), adds: true }
+    }
 }
 
 impl<'p> Recorder<'p> {
@@ -36,17 +110,18 @@ impl<'p> Recorder<'p> {
             parameters,
             plan: Plan {
                 id: PlanId::next(),
-                block_len: parameters.block().len(),
+                block_len: parameters.block_len(),
                 layout: parameters.layout(),
                 ..Plan::default()
             },
             by_name: HashMap::new(),
-            instances: HashMap::new(),
-            tape: Vec::new(),
-            phase: Phase::Forward,
-            wanted: Vec::new(),
-            gradient: Vec::new(),
-            copies: HashMap::new(),
+            state: State {
+                phase: Phase::Forward,
+                tape: Vec::new(),
+                instances: HashMap::new(),
+                frozen: Vec::new(),
+                gradients: Vec::new(),
+            },
         }
     }
 
@@ -55,36 +130,73 @@ impl<'p> Recorder<'p> {
         self.parameters
     }
 
-    /// An input of floats. It gets no gradient unless [`Recorder::want_gradient`] asks for one.
-    pub fn input(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.slot(name, shape, Kind::Input, Storage::Own, false)
+    /// Records all of something or nothing: where `record` ends in an error, slots, steps, names and the tape are what
+    /// they were before. Everything of this crate that records is such an attempt.
+    ///
+    /// Error: that of `record`.
+    pub fn attempt<R>(&mut self, record: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let (before, trains) = (self.state.clone(), self.plan.trains);
+        let [slots, steps, initial] = [self.plan.slots.len(), self.plan.steps.len(), self.plan.initial.len()];
+        let result = record(self);
+        if result.is_err() {
+            self.plan.slots.truncate(slots);
+            self.plan.steps.truncate(steps);
+            self.plan.initial.truncate(initial);
+            self.by_name.retain(|_, id| id.0 < slots);
+            (self.state, self.plan.trains) = (before, trains);
+        }
+        result
     }
 
-    /// An input that has these values in a new workspace, such as a learning rate.
-    pub fn input_with(&mut self, name: &str, values: &[f64]) -> Result<Tensor> {
-        let tensor = self.input(name, &[values.len()])?;
+    /// An input of floats. It gets no gradient unless [`Recorder::want_gradient`] asks for one.
+    ///
+    /// Errors, here and wherever a slot is made: a size of zero, 2^32 elements or more, a name that is taken.
+    pub fn input(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.slot(name, shape, Kind::Input)
+    }
+
+    /// An input of token ids below `vocab_size`. Errors as [`Recorder::input`].
+    pub fn tokens(&mut self, name: &str, shape: &[usize], vocab_size: usize) -> Result<Tensor> {
+        self.slot(name, shape, Kind::Tokens { vocab_size, ignorable: false })
+    }
+
+    /// An input of target ids below `vocab_size`, where [`IGNORE`](crate::loss::IGNORE) takes a row out of the loss.
+    /// Errors as [`Recorder::input`].
+    pub fn targets(&mut self, name: &str, shape: &[usize], vocab_size: usize) -> Result<Tensor> {
+        self.slot(name, shape, Kind::Tokens { vocab_size, ignorable: true })
+    }
+
+    /// An input `[batch]` of the number of steps that each batch row has, 0 to `steps`. Errors as [`Recorder::input`].
+    pub fn lengths(&mut self, name: &str, batch: usize, steps: usize) -> Result<Tensor> {
+        self.slot(name, &[batch], Kind::Lengths { steps })
+    }
+
+    /// Floats that go on from run to run, zero in a new workspace: a state that
+    /// [`LstmOutput::carry`](crate::layers::LstmOutput::carry) writes, say. Errors as [`Recorder::input`].
+    pub fn state(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.slot(name, shape, Kind::State)
+    }
+
+    /// A state with these values in a new workspace, such as a learning rate. Errors as [`Recorder::input`].
+    pub fn state_with(&mut self, name: &str, values: &[f64]) -> Result<Tensor> {
+        let tensor = self.state(name, &[values.len()])?;
         self.plan.initial.push((tensor.clone(), values.to_vec()));
         Ok(tensor)
     }
 
-    /// An input of token ids below `vocab_size`.
-    pub fn tokens(&mut self, name: &str, shape: &[usize], vocab_size: usize) -> Result<Tensor> {
-        self.slot(name, shape, Kind::Tokens { vocab_size, ignorable: false }, Storage::Own, false)
+    /// A count `[1]` that goes on from run to run, 0 in a new workspace. Errors as [`Recorder::input`].
+    pub fn counter(&mut self, name: &str) -> Result<Tensor> {
+        self.any_slot(name, &[1], Dtype::U32, Kind::State, Storage::Own)
     }
 
-    /// An input of target ids below `vocab_size`, where [`IGNORE`](crate::loss::IGNORE) takes a row out of the loss.
-    pub fn targets(&mut self, name: &str, shape: &[usize], vocab_size: usize) -> Result<Tensor> {
-        self.slot(name, shape, Kind::Tokens { vocab_size, ignorable: true }, Storage::Own, false)
-    }
-
-    /// A parameter of the block.
+    /// A parameter of the block. Error: its name is not known.
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         let entry = self.parameters.entry(name)?.clone();
         let storage = Storage::Parameters(entry.range.start);
         if let Some(id) = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage) {
             return Ok(self.plan.whole(*id));
         }
-        self.slot(name, &entry.shape, Kind::Parameter, storage, true)
+        self.any_slot(name, &entry.shape, Dtype::F32, Kind::Parameter, storage)
     }
 
     /// The block of all parameters, or of all their gradients, as one row.
@@ -97,84 +209,192 @@ impl<'p> Recorder<'p> {
         let id = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage);
         match id.filter(|id| self.plan.slot(**id).shape == shape) {
             Some(id) => Ok(self.plan.whole(*id)),
-            None => self.slot(name, &shape, kind, storage, false),
+            None => self.any_slot(name, &shape, Dtype::F32, kind, storage),
         }
     }
 
-    /// A slot that a step of the plan will fill.
-    pub fn activation(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let kind = if self.phase == Phase::Forward { Kind::Activation } else { Kind::Gradient };
-        self.slot(name, shape, kind, Storage::Own, self.phase == Phase::Forward)
+    /// One view from the first element of the first tensor to the last of the last one, and the distance of their
+    /// first elements: how a kernel binds one weight for each direction. They must lie one behind the other in one
+    /// slot, or in the block of parameters.
+    pub(crate) fn span(&mut self, tensors: &[&Tensor]) -> Result<(Tensor, usize)> {
+        let [first, .., last] = tensors else { return Ok((tensors[0].clone(), 0)) };
+        let doing = "recording a weight of several directions";
+        tensors.iter().try_for_each(|tensor| self.plan.check(doing, tensor))?;
+        let places: Vec<_> = tensors.iter().map(|t| (self.plan.slot(t.slot).storage, t)).collect();
+        let starts: Vec<usize> = match places[..] {
+            _ if tensors.iter().all(|t| t.slot == first.slot) => tensors.iter().map(|t| t.offset).collect(),
+            _ => places
+                .iter()
+                .filter_map(|(s, t)| if let Storage::Parameters(at) = s { Some(at + t.offset) } else { None })
+                .collect(),
+        };
+        let ordered = starts.len() == tensors.len() && starts.is_sorted_by(|a, b| a + first.len() <= *b);
+        if !ordered || tensors.iter().any(|t| t.shape != first.shape) {
+            let wanted = "equal shapes, one behind the other in one slot or in the block of parameters";
+            return Err(Error::config(doing, wanted, format!("starts {starts:?} of {} tensors", tensors.len())));
+        }
+        let whole = if last.slot == first.slot { self.plan.whole(first.slot) } else { self.block(false)? };
+        let shape = vec![starts[starts.len() - 1] + last.len() - starts[0]];
+        Ok((Tensor { offset: starts[0], shape, ..whole }, starts[1] - starts[0]))
     }
 
-    /// Asks for the gradient of an input; it is the slot named by [`gradient_name`].
+    /// A slot that a step of the plan will fill. Errors as [`Recorder::input`].
+    pub fn activation(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.activation_rows(name, shape, Rows::Whole)
+    }
+
+    /// An activation that says what its leading axes are.
+    pub(crate) fn activation_rows(&mut self, name: &str, shape: &[usize], rows: Rows) -> Result<Tensor> {
+        let kind = if self.state.phase == Phase::Forward { Kind::Activation } else { Kind::Gradient };
+        let made = self.slot(name, shape, kind)?;
+        self.plan.slots[made.slot.0].rows = rows;
+        Ok(made)
+    }
+
+    /// Asks for the gradient of an input; [`Recorder::gradient`] gives it behind the backward pass.
     /// Errors: only some rows of a slot, a tensor of another plan.
     pub fn want_gradient(&mut self, tensor: &Tensor) -> Result<()> {
-        self.set_wanted(tensor, true)
+        self.ask(tensor, true)
     }
 
-    /// Takes back the wish for a gradient: nothing behind this slot can be trained through it.
+    /// Takes back the wish for the gradient of a whole slot: nothing behind it is trained through it, whoever uses it.
     /// Errors as [`Recorder::want_gradient`].
     pub fn stop_gradient(&mut self, tensor: &Tensor) -> Result<()> {
-        self.set_wanted(tensor, false)
+        self.ask(tensor, false)
     }
 
-    fn set_wanted(&mut self, tensor: &Tensor, wanted: bool) -> Result<()> {
+    fn ask(&mut self, tensor: &Tensor, wanted: bool) -> Result<()> {
         let doing = "asking for a gradient, or for none";
         self.plan.check(doing, tensor)?;
         if tensor.len() != self.plan.slot(tensor.slot).len() {
             return Err(Error::config(doing, "a whole slot", "some of its rows"));
         }
-        self.wanted[tensor.slot.0] = wanted;
-        self.copies.remove(&tensor.slot);
+        let of = &mut self.state.gradients[tensor.slot.0];
+        (of.asked, of.wanted) = (Some(wanted), wanted);
         Ok(())
     }
 
-    /// Says that `copy` is made of `parts` alone: unless somebody asks for it, its gradient is wanted for theirs only.
-    pub(crate) fn note_copy(&mut self, copy: &Tensor, parts: &[&Tensor]) {
-        self.copies.insert(copy.slot, parts.iter().map(|part| part.slot).collect());
+    /// The same values, through which no gradient flows; other uses of the tensor keep theirs. Any tensor will do, some
+    /// rows of a slot too. Error: a tensor of another plan.
+    ///
+    /// ```
+    /// # use everloop::{Parameters, Recorder, layers, loss};
+    /// # fn main() -> everloop::Result<()> {
+    /// # let mut parameters = Parameters::new();
+    /// # parameters.declare("w", &[2, 3], vec![0.5; 6])?;
+    /// # let mut rec = Recorder::new(&parameters);
+    /// let w = rec.parameter("w")?;
+    /// let held = rec.detach(&w.row(0)?)?;
+    /// let y = layers::add(&mut rec, "y", &held, &w.row(1)?)?; // trains row 1 only
+    /// # let wanted = rec.input("wanted", &[3])?;
+    /// # let loss = loss::mean_squared_error(&mut rec, "loss", &y, &wanted)?;
+    /// # rec.backward(&loss)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn detach(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.plan.check("detaching a tensor", tensor)?;
+        Ok(Tensor { detached: true, ..tensor.clone() })
     }
 
-    fn wants(&self, slot: SlotId) -> bool {
-        self.wanted[slot.0] && self.copies.get(&slot).is_none_or(|parts| parts.iter().any(|part| self.wants(*part)))
+    /// Parameters at this path and below it are not trained, and no step is recorded for what only they would need.
+    /// Error: no parameter lies there.
+    pub fn freeze(&mut self, path: &str) -> Result<()> {
+        if !self.parameters.iter().any(|parameter| lies_at(&parameter.name, path)) {
+            let (doing, name) = ("freezing parameters", path.to_string());
+            return Err(Error::Name { doing, name, problem: "is the path of none" });
+        }
+        self.state.frozen.push(path.to_string());
+        Ok(())
+    }
+
+    /// From here on: which slots have something behind them that is trained.
+    fn find_wanted(&mut self) {
+        let trained = |slot: &Slot| {
+            slot.kind == Kind::Parameter && !self.state.frozen.iter().any(|path| lies_at(&slot.name, path))
+        };
+        let is_block = |slot: &Slot| slot.storage == Storage::Parameters(0) && slot.name == "parameters";
+        let slots = self.plan.slots.iter().zip(&self.state.gradients);
+        let mut wanted: Vec<bool> =
+            slots.map(|(slot, of)| of.asked.unwrap_or(trained(slot) && !is_block(slot))).collect();
+        for step in &self.plan.steps {
+            // a view of the block of parameters stands for those that lie in it
+            let reaches = |view: &Tensor| {
+                let within = |(slot, wanted): (&Slot, &bool)| match slot.storage {
+                    Storage::Parameters(at) => {
+                        *wanted && at < view.offset + view.len() && view.offset < at + slot.len()
+                    }
+                    _ => false,
+                };
+                match is_block(self.plan.slot(view.slot)) {
+                    true => self.plan.slots.iter().zip(&wanted).any(within),
+                    false => wanted[view.slot.0],
+                }
+            };
+            if step.operands.iter().flatten().any(|view| !view.detached && reaches(view)) {
+                for SlotId(id) in step.written().map(|view| view.slot) {
+                    // not so an input or a state that is written for the next run
+                    let asked = self.state.gradients[id].asked;
+                    wanted[id] |= self.plan.slots[id].kind == Kind::Activation && asked != Some(false);
+                }
+            }
+        }
+        self.state.gradients.iter_mut().zip(wanted).for_each(|(of, wanted)| of.wanted = wanted);
     }
 
     /// A path for the slots of a layer: `path` the first time, `path#2` the second, and so on. So a layer can
     /// be recorded several times, which shares its parameters.
     pub fn instance(&mut self, path: &str) -> String {
-        let count = self.instances.entry(path.to_string()).or_insert(0);
+        match self.count(path) {
+            0 => path.to_string(),
+            count => format!("{path}#{}", count + 1),
+        }
+    }
+
+    /// How often this was asked before with the same path.
+    pub(crate) fn count(&mut self, path: &str) -> usize {
+        let count = self.state.instances.entry(path.to_string()).or_insert(0);
         *count += 1;
-        if *count == 1 { path.to_string() } else { format!("{path}#{count}") }
+        *count - 1
     }
 
     /// Error: ids that may reach `vocab_size` or beyond, or be [`IGNORE`](crate::loss::IGNORE) where that is not `ignorable`.
     pub(crate) fn check_ids(&self, doing: &str, ids: &Tensor, vocab_size: usize, ignorable: bool) -> Result<()> {
-        self.plan.check(doing, ids)?;
-        let slot = self.plan.slot(ids.slot);
-        match slot.kind {
-            Kind::Tokens { vocab_size: ids, ignorable: may } if ids <= vocab_size && (ignorable || !may) => Ok(()),
-            Kind::Tokens { ignorable: true, .. } if !ignorable => {
-                Err(Error::config(doing, "a slot of `tokens`", format!("`{}`, a slot of `targets`", slot.name)))
-            }
-            Kind::Tokens { vocab_size: ids, .. } => {
-                let found = format!("`{}` with a vocabulary of {ids}", slot.name);
-                Err(Error::config(doing, format!("ids below {vocab_size}"), found))
-            }
-            _ => Err(Error::config(doing, "token ids", format!("`{}`, a slot of floats", slot.name))),
-        }
+        let fits = |kind| match kind {
+            Kind::Tokens { vocab_size: most, ignorable: may } => most <= vocab_size && (ignorable || !may),
+            _ => false,
+        };
+        let wanted = format!("{} below {vocab_size}", if ignorable { "token ids or targets" } else { "token ids" });
+        self.check_kind(doing, ids, fits, wanted)
     }
 
-    /// Error: not a whole input of floats of this plan.
-    pub(crate) fn check_input(&self, doing: &str, tensor: &Tensor) -> Result<()> {
+    /// Error: no lengths `[batch]` of at most `steps`.
+    pub(crate) fn check_lengths(&self, doing: &str, lengths: &Tensor, batch: usize, steps: usize) -> Result<()> {
+        let fits = |kind| matches!(kind, Kind::Lengths { steps: most } if most <= steps) && lengths.len() == batch;
+        self.check_kind(doing, lengths, fits, format!("`lengths` of {batch} rows, at most {steps} each"))
+    }
+
+    /// Error: not a whole input or state of floats of this plan.
+    pub(crate) fn check_target(&self, doing: &str, tensor: &Tensor) -> Result<()> {
+        let whole = |id: SlotId| tensor.len() == self.plan.slot(id).len() && self.plan.slot(id).dtype == Dtype::F32;
+        let fits = |kind| matches!(kind, Kind::Input | Kind::State) && whole(tensor.slot);
+        self.check_kind(doing, tensor, fits, "a whole slot of `state` or `input`".into())
+    }
+
+    fn check_kind(&self, doing: &str, tensor: &Tensor, fits: impl Fn(Kind) -> bool, wanted: String) -> Result<()> {
         self.plan.check(doing, tensor)?;
         let slot = self.plan.slot(tensor.slot);
-        match slot.kind == Kind::Input && tensor.len() == slot.len() {
+        match fits(slot.kind) {
             true => Ok(()),
-            false => Err(Error::config(doing, "a whole slot of `input`", format!("`{}`, {:?}", slot.name, slot.kind))),
+            false => Err(Error::config(doing, wanted, format!("`{}` {:?}, {}", slot.name, tensor.shape, slot.kind))),
         }
     }
 
-    fn slot(&mut self, name: &str, shape: &[usize], kind: Kind, storage: Storage, wanted: bool) -> Result<Tensor> {
+    fn slot(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Tensor> {
+        let words = matches!(kind, Kind::Tokens { .. } | Kind::Lengths { .. });
+        self.any_slot(name, shape, if words { Dtype::U32 } else { Dtype::F32 }, kind, Storage::Own)
+    }
+
+    fn any_slot(&mut self, name: &str, shape: &[usize], dtype: Dtype, kind: Kind, storage: Storage) -> Result<Tensor> {
         if shape.contains(&0) {
             return Err(Error::shape(format!("recording slot `{name}`"), "no size of zero", shape));
         }
@@ -188,85 +408,77 @@ impl<'p> Recorder<'p> {
         }
         let id = SlotId(self.plan.slots.len());
         self.by_name.insert(name.to_string(), id);
-        self.plan.slots.push(Slot { name: name.to_string(), shape: shape.to_vec(), kind, storage });
-        self.wanted.push(wanted);
-        self.gradient.push(None);
+        let (name, shape) = (name.to_string(), shape.to_vec());
+        self.plan.slots.push(Slot { name, shape, dtype, kind, storage, rows: Rows::Whole });
+        self.state.gradients.push(GradientOf::default());
         Ok(self.plan.whole(id))
     }
 
-    /// Appends a step. Errors: wrong number or kind of operands, parameters that reach outside a slot
-    /// ([`Kernel::needs`]), or a buffer both written and bound a second time (no GPU API allows that).
-    pub fn push<K: Kernel>(&mut self, kernel: K, operands: &[&Tensor]) -> Result<()> {
-        self.push_some(kernel, &operands.iter().copied().map(Some).collect::<Vec<_>>())
-    }
-
-    /// As [`Recorder::push`], with `None` for a binding that these parameters leave out.
-    pub fn push_some<K: Kernel>(&mut self, kernel: K, operands: &[Option<&Tensor>]) -> Result<()> {
+    /// Appends a step. Errors: an operand of another type, or with fewer elements than [`Kernel::needs`] says,
+    /// parameters that make no sense, or a buffer both written and bound a second time (no GPU API allows that).
+    pub fn push<K: Kernel>(&mut self, kernel: K, operands: K::Tensors<'_>) -> Result<()> {
         let doing = || format!("recording a step of `{}`", K::NAME);
-        if operands.len() != K::BINDINGS.len() {
-            return Err(Error::config(doing(), format!("{} operands", K::BINDINGS.len()), operands.len()));
+        let operands = K::list(&operands);
+        let words = K::FIELDS.len() + K::BINDINGS.len();
+        if words > MAX_WORDS {
+            return Err(Error::config(doing(), format!("at most {MAX_WORDS} parameters and operands"), words));
         }
-        if size_of::<K>() > MAX_PARAMETER_BYTES {
-            return Err(Error::config(doing(), format!("at most {MAX_PARAMETER_BYTES} bytes"), size_of::<K>()));
-        }
-        let present = || K::BINDINGS.iter().zip(operands).filter_map(|(b, o)| o.map(|o| (b, o)));
+        let present = || K::BINDINGS.iter().zip(&operands).filter_map(|(b, o)| o.map(|o| (b, o)));
+        let buffer = |id: SlotId| match self.plan.slot(id).storage {
+            Storage::Own => (0, id.0),
+            Storage::Parameters(_) => (1, 0),
+            Storage::Gradients(_) => (2, 0),
+        };
         for (binding, operand) in present() {
             self.plan.check(&doing(), operand)?;
             let slot = self.plan.slot(operand.slot);
-            if matches!(slot.kind, Kind::Tokens { .. }) != (binding.access == Access::Tokens) {
-                let found = format!("slot `{}` of kind {:?}", slot.name, slot.kind);
-                return Err(Error::config(doing(), format!("{:?} for `{}`", binding.access, binding.name), found));
-            }
-            let buffer = |id: SlotId| match self.plan.slot(id).storage {
-                Storage::Own => (0, id.0),
-                Storage::Parameters(_) => (1, 0),
-                Storage::Gradients(_) => (2, 0),
-            };
-            if !K::VIEWS && operand.len() != slot.len() {
-                return Err(Error::config(doing(), format!("a whole slot for `{}`", binding.name), "some of its rows"));
+            if slot.dtype != binding.dtype {
+                let found = format!("`{}`, a slot of {}", slot.name, slot.kind);
+                return Err(Error::config(doing(), format!("{:?} for `{}`", binding.dtype, binding.name), found));
             }
             let same = present().filter(|(_, o)| buffer(o.slot) == buffer(operand.slot)).count();
             if binding.access == Access::Write && same > 1 {
                 return Err(Error::config(doing(), "a buffer that is written to be bound once", &slot.name));
             }
         }
-        let Some(needs) = kernel.needs() else {
+        let Some(needs) = Operation::needs(&kernel) else {
             return Err(Error::config(doing(), "sizes above zero", format!("{kernel:?}")));
         };
-        for ((binding, operand), need) in K::BINDINGS.iter().zip(operands).zip(needs) {
-            let slot = operand.map(|operand| self.plan.slot(operand.slot));
-            if need > slot.map_or(0, Slot::len) as u128 {
-                let found = slot.map_or("none".into(), |slot| format!("`{}` with {}", slot.name, slot.len()));
+        for ((binding, operand), need) in K::BINDINGS.iter().zip(&operands).zip(needs) {
+            if need > operand.map_or(0, Tensor::len) as u128 {
+                let named = |o: &Tensor| format!("`{}` {:?}", self.plan.slot(o.slot).name, o.shape);
+                let found = operand.map_or("none".into(), named);
                 return Err(Error::config(doing(), format!("at least {need} elements for `{}`", binding.name), found));
             }
         }
-        let operands = operands.iter().map(|o| o.map(|o| o.slot)).collect();
-        self.plan.steps.push(Step { operation: Arc::new(kernel), operands, phase: self.phase });
+        let operands = operands.into_iter().map(Option::<&Tensor>::cloned).collect();
+        self.plan.steps.push(Step { operation: Arc::new(kernel), operands, phase: self.state.phase });
         Ok(())
     }
 
-    /// Leaves the backward of what was just recorded on the tape.
-    pub fn on_backward(&mut self, record: impl FnOnce(&mut Recorder<'_>) -> Result<()> + 'static) {
-        if self.phase == Phase::Forward {
-            self.tape.push(Box::new(record));
+    /// Leaves the backward of what was just recorded on the tape. An error of `record` is one of
+    /// [`Recorder::backward`], which may call it again.
+    pub fn on_backward(&mut self, record: impl Fn(&mut Recorder<'_>) -> Result<()> + 'static) {
+        if self.state.phase == Phase::Forward {
+            self.state.tape.push(Rc::new(record));
         }
     }
 
-    /// The gradient that has flowed into a tensor so far, if any.
+    /// The gradient that has flowed into a tensor so far, if any: behind [`Recorder::backward`] all of it.
     pub fn gradient(&self, of: &Tensor) -> Option<Tensor> {
         self.plan.check("", of).ok()?;
-        self.gradient[of.slot.0].map(|slot| Tensor { slot, ..of.clone() })
+        self.state.gradients[of.slot.0].slot.map(|slot| Tensor { slot, ..of.clone() })
     }
 
-    /// Where to write a contribution to the gradient of a tensor, and whether to accumulate.
-    /// `None` when nobody wants it.
-    pub fn contribute(&mut self, of: &Tensor) -> Result<Option<(Tensor, bool)>> {
+    /// Where to write a contribution to the gradient of a tensor. `None` when nobody wants it.
+    /// Errors: a tensor of another plan, a name for the gradient that is taken.
+    pub fn contribute(&mut self, of: &Tensor) -> Result<Option<Target>> {
         self.plan.check("recording a gradient", of)?;
-        if !self.wants(of.slot) {
+        if of.detached || !self.state.gradients[of.slot.0].wanted {
             return Ok(None);
         }
-        if let Some(gradient) = self.gradient(of) {
-            return Ok(Some((gradient, true)));
+        if let Some(tensor) = self.gradient(of) {
+            return Ok(Some(Target { tensor, adds: true }));
         }
         let slot = self.plan.slot(of.slot).clone();
         let storage = match slot.storage {
@@ -274,62 +486,81 @@ impl<'p> Recorder<'p> {
             _ => Storage::Own,
         };
         let kind = if slot.kind == Kind::Parameter { Kind::ParameterGradient } else { Kind::Gradient };
-        let whole = self.slot(&gradient_name(&slot.name), &slot.shape, kind, storage, false)?;
+        let whole = self.any_slot(&gradient_name(&slot.name), &slot.shape, Dtype::F32, kind, storage)?;
+        self.plan.slots[whole.slot.0].rows = slot.rows.clone();
         self.plan.trains |= kind == Kind::ParameterGradient;
-        self.gradient[of.slot.0] = Some(whole.slot);
+        self.state.gradients[of.slot.0].slot = Some(whole.slot);
         let partial = of.len() != slot.len();
         if partial {
             self.fill(&whole, 0.0)?;
         }
-        Ok(Some((Tensor { slot: whole.slot, ..of.clone() }, partial)))
+        Ok(Some(Target { tensor: Tensor { slot: whole.slot, ..of.clone() }, adds: partial }))
     }
 
-    /// The gradient of a whole slot, cleared if nothing has flowed into it: for kernels that update it in place.
-    pub fn gradient_in_place(&mut self, of: &Tensor) -> Result<Tensor> {
-        self.want_gradient(of)?;
+    /// Records the contribution of a finished gradient to that of `of`, if anybody wants that.
+    /// Errors: other sizes, and those of [`Recorder::contribute`].
+    pub fn add_gradient(&mut self, gradient: &Tensor, of: &Tensor) -> Result<()> {
+        if gradient.len() != of.len() {
+            return Err(Error::shape("recording a gradient", format!("{:?}", of.shape()), gradient.shape()));
+        }
         match self.contribute(of)? {
-            Some((gradient, true)) => Ok(gradient),
-            Some((gradient, false)) => self.fill(&gradient, 0.0).map(|()| gradient),
-            None => unreachable!("wanted above"),
+            Some(target) => crate::kernels::copy_columns::record(self, gradient, &target),
+            None => Ok(()),
         }
     }
 
-    /// Sets every element of a tensor.
-    pub fn fill(&mut self, target: &Tensor, value: f32) -> Result<()> {
-        self.push(Fill { len: target.len() as u32, offset: target.offset as u32, value }, &[target])
+    /// The gradient of a whole slot, cleared if nothing has flowed into it: for kernels that update it in place.
+    /// Errors as [`Recorder::want_gradient`].
+    pub fn gradient_in_place(&mut self, of: &Tensor) -> Result<Tensor> {
+        self.want_gradient(of)?;
+        let Some(target) = self.contribute(of)? else {
+            return Err(Error::config("recording a gradient in place", "a tensor with a gradient", "a detached one"));
+        };
+        if !target.adds {
+            self.fill(&target.tensor, 0.0)?;
+        }
+        Ok(target.tensor)
+    }
+
+    /// Sets every element of a tensor. Errors as [`Recorder::push`].
+    pub fn fill(&mut self, target: &Tensor, value: f64) -> Result<()> {
+        self.push(Fill { len: target.len() as u32, value }, fill::Tensors { result: target })
     }
 
     /// Records the backward pass of a scalar loss. Layers recorded after it run, but nothing is trained through them.
+    /// Errors: more than one element, a second backward pass in a plan.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         if loss.len() != 1 {
             return Err(Error::shape("recording the backward pass", "a loss of one element", loss.shape()));
         }
-        self.begin_backward()?;
-        let seed = self.contribute(loss)?;
-        if let Some((seed, _)) = seed {
-            self.fill(&seed, 1.0)?;
-        }
-        self.walk_tape()
+        self.walk_tape(|rec| match rec.contribute(loss)? {
+            Some(seed) => rec.fill(&seed.tensor, 1.0),
+            None => Ok(()),
+        })
     }
 
-    pub(crate) fn begin_backward(&mut self) -> Result<()> {
-        if self.phase != Phase::Forward {
-            return Err(Error::config("recording the backward pass", "one backward pass in a plan", "a second one"));
-        }
-        self.phase = Phase::Backward;
-        Ok(())
+    /// Records the backward pass from given gradients, one for each output: PyTorch's `backward(gradient=..)`.
+    /// The gradients are usually inputs. Errors: other sizes, a second backward pass in a plan.
+    pub fn backward_from(&mut self, outputs: &[(&Tensor, &Tensor)]) -> Result<()> {
+        self.walk_tape(|rec| outputs.iter().try_for_each(|(output, gradient)| rec.add_gradient(gradient, output)))
     }
 
-    pub(crate) fn walk_tape(&mut self) -> Result<()> {
-        for record in std::mem::take(&mut self.tape).into_iter().rev() {
-            record(self)?;
-        }
-        Ok(())
+    fn walk_tape(&mut self, seed: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.attempt(|rec| {
+            if rec.state.phase != Phase::Forward {
+                let found = "a second one";
+                return Err(Error::config("recording the backward pass", "one backward pass in a plan", found));
+            }
+            rec.state.phase = Phase::Backward;
+            rec.find_wanted();
+            seed(rec)?;
+            std::mem::take(&mut rec.state.tape).into_iter().rev().try_for_each(|record| record(rec))
+        })
     }
 
     /// Steps recorded from here on belong to the update of the parameters.
     pub(crate) fn begin_update(&mut self) -> Result<()> {
-        if self.phase == Phase::Forward {
+        if self.state.phase == Phase::Forward {
             let found = "no backward pass recorded";
             return Err(Error::config("recording the update", "gradients to update with", found));
         }
@@ -337,23 +568,18 @@ impl<'p> Recorder<'p> {
             let found = "a loss that reaches none";
             return Err(Error::config("recording the update", "a gradient of some parameter", found));
         }
-        self.phase = Phase::Update;
+        self.state.phase = Phase::Update;
         Ok(())
-    }
-
-    pub(crate) fn note_cell(&mut self, cell: Cell) -> usize {
-        self.plan.cells.push(cell);
-        self.plan.cells.len() - 1
-    }
-
-    pub(crate) fn note_cell_gradients(&mut self, index: usize, gradients: [Tensor; 3]) {
-        self.plan.cells[index].gradients = Some(gradients);
     }
 
     /// The finished plan.
     pub fn finish(self) -> Plan {
         self.plan
     }
+}
+
+fn lies_at(name: &str, path: &str) -> bool {
+    name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || path.is_empty())
 }
 
 /// The name of a gradient: a `d` before the last part of the path. `lstm.0.h` -> `lstm.0.dh`.

@@ -1,37 +1,36 @@
 //! Streaming: an LSTM that takes one step at a time and keeps its state on the device between them.
-//!
-//! T steps give what one run over T steps gives: the same bits on the CPU, and within 1e-6 on a GPU.
-//!
-//! ```
-//! use everloop::{Device, Parameters, Result, Rng, Stream, layers::LstmConfig};
-//! # fn main() -> Result<()> {
-//! let mut parameters = Parameters::new();
-//! let lstm = LstmConfig::new(3, 8).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
-//! let mut stream = Stream::new(&Device::cpu(), &lstm, &parameters, 1)?;
-//! let first: Vec<f32> = stream.step(&[0.1, 0.2, 0.3])?;
-//! let saved = stream.state()?;
-//! let second: Vec<f32> = stream.step(&[0.4, 0.5, 0.6])?;
-//! stream.set_state(&saved)?;
-//! assert_eq!(stream.step::<f32>(&[0.4, 0.5, 0.6])?, second);
-//! assert!(first != second);
-//! # Ok(()) }
-//! ```
-//!
-//! A model of more than an LSTM streams the same way: record it over one step from input slots, and end it with
-//! [`LstmOutput::carry`](crate::layers::LstmOutput::carry).
 
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::layers::{Lstm, LstmState};
-use crate::parameters::Parameters;
-use crate::plan::Tensor;
 use crate::recorder::Recorder;
-use crate::run::Workspace;
+use crate::run::{Counters, Store, Workspace};
+use crate::tensor::Tensor;
 use crate::weights::{Array, Export, Weights, arrays_to_bytes};
 use ndarray::Array2;
 
-/// An LSTM over one or many independent streams, step by step.
+/// An LSTM over one or many independent streams: it takes one step at a time and keeps its state on the device between
+/// them.
+///
+/// T steps give what one run over T steps gives: the same bits on the CPU, and within 1e-6 on a GPU.
+///
+/// ```
+/// use everloop::{Device, Parameters, Result, Rng, Store, Stream, layers::LstmConfig};
+/// # fn main() -> Result<()> {
+/// let mut parameters = Parameters::new();
+/// let lstm = LstmConfig::new(3, 8).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// let mut stream = Stream::new(&Store::new(&Device::cpu(), &parameters)?, &lstm, 1)?;
+/// let first: Vec<f32> = stream.step(&[0.1, 0.2, 0.3])?;
+/// let saved = stream.state()?;
+/// let second: Vec<f32> = stream.step(&[0.4, 0.5, 0.6])?;
+/// stream.set_state(&saved)?;
+/// assert_eq!(stream.step::<f32>(&[0.4, 0.5, 0.6])?, second);
+/// assert!(first != second);
+/// # Ok(()) }
+/// ```
+///
+/// A model of more than an LSTM streams the same way: record it over one step from input slots, and end it with
+/// [`LstmOutput::carry`](crate::layers::LstmOutput::carry).
 #[derive(Debug)]
 pub struct Stream {
     workspace: Workspace,
@@ -41,6 +40,20 @@ pub struct Stream {
 }
 
 /// The state of all streams, on the host.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Result, Rng, Store, Stream, StreamState, layers::LstmConfig};
+/// # fn main() -> Result<()> {
+/// # let mut parameters = Parameters::new();
+/// # let lstm = LstmConfig::new(3, 8).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// # let mut stream = Stream::new(&Store::new(&Device::cpu(), &parameters)?, &lstm, 2)?;
+/// stream.step::<f32>(&[0.5; 6])?;
+/// let state = stream.state()?;
+/// assert_eq!(state.layers[0].h.shape(), [2, 8]);
+/// let bytes = state.to_bytes()?; // or `save` to a file
+/// stream.set_state(&StreamState::from_bytes(&bytes)?)?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamState {
     /// One for each layer.
@@ -59,25 +72,31 @@ pub struct LayerState {
 impl Stream {
     /// `streams` streams that begin with a state of zero. Dropout does not take part.
     ///
-    /// Errors: a bidirectional LSTM, which needs to know the end; those of [`Workspace::new_async`].
-    pub async fn new_async(device: &Device, lstm: &Lstm, parameters: &Parameters, streams: usize) -> Result<Stream> {
+    /// Errors: a bidirectional or a reverse LSTM, which need to know the end; those of [`Workspace::new_async`].
+    pub async fn new_async(store: &Store, lstm: &Lstm, streams: usize) -> Result<Stream> {
         let config = &lstm.config;
-        if config.bidirectional.is_some() {
-            return Err(Error::config("streaming an LSTM", "one direction", "two"));
+        if config.bidirectional.is_some() || config.reverse {
+            let found = if config.reverse { "the reverse one, which needs to know the end" } else { "two" };
+            return Err(Error::config("streaming an LSTM", "the forward direction alone", found));
         }
-        let mut rec = Recorder::new(parameters);
+        let mut rec = Recorder::new(store.parameters());
         let lead = if config.batch_first { [streams, 1] } else { [1, streams] };
         let x = rec.input("x", &[lead[0], lead[1], config.input_size])?;
         let mut states = Vec::new();
         for layer in 0..config.layers() {
             let (outputs, hidden) = config.state_sizes(layer);
-            let h = rec.input(&format!("state.{layer}.h"), &[streams, outputs])?;
-            states.push(LstmState { h, c: rec.input(&format!("state.{layer}.c"), &[streams, hidden])? });
+            let h = rec.state(&format!("state.{layer}.h"), &[streams, outputs])?;
+            states.push(LstmState { h, c: rec.state(&format!("state.{layer}.c"), &[streams, hidden])? });
         }
         let made = lstm.record(&mut rec, &x, Some(&states))?;
         made.carry(&mut rec, &states)?;
-        let workspace = Workspace::new_async(device, rec.finish(), parameters).await?;
+        let workspace = Workspace::new_async(store, rec.finish()).await?;
         Ok(Stream { workspace, x, output: made.output, states })
+    }
+
+    /// What was done so far, and the memory of its own.
+    pub fn counters(&self) -> Counters {
+        self.workspace.counters()
     }
 
     /// One step of every stream: from `x [B, I]`, row-major, to the output `[B, P]`.
@@ -89,7 +108,7 @@ impl Stream {
         self.workspace.read_async(&self.output).await
     }
 
-    /// Reads the state.
+    /// Reads the state. Errors: those of the device.
     pub async fn state_async(&mut self) -> Result<StreamState> {
         let mut layers = Vec::new();
         for LstmState { h, c } in &self.states {
@@ -136,24 +155,14 @@ async fn read(workspace: &mut Workspace, from: &Tensor) -> Result<Array2<f64>> {
         .map_err(|_| Error::shape("reading the state of a stream", "[B, ..]", from.shape()))
 }
 
-/// Blocking forms.
-#[cfg(not(target_arch = "wasm32"))]
-impl Stream {
-    /// Blocking [`Stream::new_async`].
-    pub fn new(device: &Device, lstm: &Lstm, parameters: &Parameters, streams: usize) -> Result<Stream> {
-        pollster::block_on(Stream::new_async(device, lstm, parameters, streams))
-    }
-
-    /// Blocking [`Stream::step_async`].
-    pub fn step<T: Float>(&mut self, x: &[T]) -> Result<Vec<T>> {
-        pollster::block_on(self.step_async(x))
-    }
-
-    /// Blocking [`Stream::state_async`].
-    pub fn state(&mut self) -> Result<StreamState> {
-        pollster::block_on(self.state_async())
-    }
-}
+blocking! { Stream {
+    /// Blocking [`Stream::new_async`]. Errors as there.
+    fn new(store: &Store, lstm: &Lstm, streams: usize) -> Result<Stream> = Stream::new_async(store, lstm, streams);
+    /// Blocking [`Stream::step_async`]. Errors as there.
+    fn step[T: Float](&mut self, x: &[T]) -> Result<Vec<T>> = self.step_async(x);
+    /// Blocking [`Stream::state_async`]. Errors as there.
+    fn state(&mut self) -> Result<StreamState> = self.state_async();
+} }
 
 impl StreamState {
     fn arrays(&self) -> Vec<Array> {
@@ -167,6 +176,7 @@ impl StreamState {
     }
 
     /// The state as safetensors in F64, `h.0 [B, P]`, `c.0 [B, H]` and so on, without loss.
+    /// Errors as [`to_bytes`](crate::weights::to_bytes).
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         arrays_to_bytes(&self.arrays(), &Export::new().with_f64())
     }

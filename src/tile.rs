@@ -5,7 +5,10 @@
 //! worker owns batch rows for a whole sequence, so threads meet only at its end.
 
 use crate::float::{Float, Vectorized, multiply_add};
+use crate::kernel::Scratch;
+use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// `[row][vector][lane]` sums of one block.
 pub(crate) type Sums<T, const N: usize, const R: usize> = [[[T; N]; 4]; R];
@@ -134,10 +137,27 @@ pub(crate) fn aligned<T: Float>(scratch: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut scratch[start..start + len]
 }
 
-/// Batch rows for each thread, and one thread where the work is too small to share.
-pub(crate) fn row_groups(batch: usize, flops: f64) -> Vec<Range<usize>> {
-    let threads = if flops < 2e6 { 1 } else { rayon::current_num_threads().clamp(1, batch) };
-    blocks(batch, batch.div_ceil(threads)).collect()
+/// The packed copy of a step's weights, `len` elements from [`from_line`] on, made by `pack` where there is none yet.
+pub(crate) fn packed<T: Float>(scratch: &mut Scratch<T>, len: usize, pack: impl FnOnce(&mut [T])) -> Arc<Vec<T>> {
+    if !scratch.is_packed {
+        pack(aligned(Arc::make_mut(&mut scratch.packed), len));
+    }
+    scratch.packed.clone()
+}
+
+/// What [`aligned`] gave, to be read.
+pub(crate) fn from_line<T>(memory: &[T], len: usize) -> &[T] {
+    let start = memory.as_ptr().align_offset(64).min(64 / size_of::<T>());
+    &memory[start..start + len]
+}
+
+/// Below this a second thread costs more than it brings.
+const PARALLEL_FLOPS: f64 = 2e6;
+
+/// Batch rows for each thread that works on a direction.
+pub(crate) fn row_groups(batch: usize, directions: usize, flops: f64) -> Vec<Range<usize>> {
+    let threads = if flops < PARALLEL_FLOPS { 1 } else { rayon::current_num_threads().div_ceil(directions) };
+    blocks(batch, batch.div_ceil(threads.clamp(1, batch))).collect()
 }
 
 /// Ranges of at most `most`, as even as can be.
@@ -147,23 +167,54 @@ pub(crate) fn blocks(len: usize, most: usize) -> impl Iterator<Item = Range<usiz
     (0..count).map(move |i| len * i / count..len * (i + 1) / count)
 }
 
-/// A `[steps, batch, width]` buffer as one list of per-step slices for each group of rows.
+/// A `[directions, steps, batch, width]` buffer as one list of per-step slices for each direction and group of rows,
+/// the groups of a direction side by side.
 pub(crate) fn split_rows<'a, T>(
-    buffer: &'a mut [T],
+    mut buffer: &'a mut [T],
+    directions: usize,
     batch: usize,
     width: usize,
     groups: &[Range<usize>],
 ) -> Vec<Vec<&'a mut [T]>> {
-    let steps = buffer.len() / (batch * width);
-    let mut lists: Vec<_> = groups.iter().map(|_| Vec::with_capacity(steps)).collect();
-    for mut step in buffer.chunks_exact_mut(batch * width) {
-        for (rows, list) in groups.iter().zip(&mut lists) {
-            let (own, rest) = step.split_at_mut(rows.len() * width);
-            list.push(own);
-            step = rest;
+    let len = buffer.len() / directions;
+    let steps = len / (batch * width);
+    let mut lists: Vec<_> = (0..directions * groups.len()).map(|_| Vec::with_capacity(steps)).collect();
+    for lists in lists.chunks_mut(groups.len()) {
+        let (own, rest) = buffer.split_at_mut(len);
+        buffer = rest;
+        for mut step in own.chunks_exact_mut(batch * width) {
+            for (rows, list) in groups.iter().zip(&mut *lists) {
+                let (own, rest) = step.split_at_mut(rows.len() * width);
+                list.push(own);
+                step = rest;
+            }
         }
     }
     lists
+}
+
+/// Runs workers, side by side where there is work for several threads.
+pub(crate) fn run<T: Float, W: Vectorized + Send>(workers: Vec<W>, flops: f64) {
+    match workers.len() == 1 || flops < PARALLEL_FLOPS {
+        true => workers.into_iter().for_each(T::vectorize),
+        false => workers.into_par_iter().for_each(T::vectorize),
+    }
+}
+
+/// Calls `block` with the panels of `width` values a k, `count` values in all, and the blocks of at most `R` rows of the interleaved x.
+#[inline(always)]
+pub(crate) fn each_panel<'a, T: Float>(
+    panels: &'a [T],
+    x: &'a [T],
+    [inner, width, count, rows, most]: [usize; 5],
+    mut block: impl FnMut(usize, Range<usize>, &'a [T], &'a [T]),
+) {
+    for p in 0..count.div_ceil(width) {
+        let panel = &panels[p * inner * width..][..inner * width];
+        for rows in blocks(rows, most) {
+            block(p * width, rows.clone(), &x[rows.start * inner..rows.end * inner], panel);
+        }
+    }
 }
 
 /// Two different entries of a list of slices.
@@ -209,7 +260,7 @@ mod tests {
     fn rows_are_split_by_group() {
         let mut buffer: Vec<f32> = (0..2 * 3 * 2).map(|v| v as f32).collect();
         let groups = [0..1, 1..3];
-        let lists = split_rows(&mut buffer, 3, 2, &groups);
+        let lists = split_rows(&mut buffer, 1, 3, 2, &groups);
         assert_eq!(lists[0][1], [6.0, 7.0]);
         assert_eq!(lists[1][0], [2.0, 3.0, 4.0, 5.0]);
     }

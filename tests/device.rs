@@ -3,11 +3,12 @@
 mod common;
 
 use common::gpu;
+use everloop::Counters;
+use everloop::instruments::kernels::matmul::{self, Matrix};
 use everloop::kernel::AdapterClass;
 use everloop::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
 use everloop::optimizer::SgdConfig;
-use everloop::run::Counters;
-use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Workspace, loss};
+use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Store, Target, Workspace, loss};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ fn write_batch(workspace: &mut Workspace, seed: u64) -> Result<()> {
 
 fn losses(device: &Device, count: usize) -> Result<Vec<f64>> {
     let (parameters, plan) = trainer(6, 12)?;
-    let mut workspace = Workspace::new(device, plan.clone(), &parameters)?;
+    let mut workspace = Workspace::new(&Store::new(device, &parameters)?, plan.clone())?;
     workspace.poison()?;
     let step = |n: usize| -> Result<f64> {
         write_batch(&mut workspace, n as u64 % 4)?;
@@ -57,11 +58,14 @@ fn losses(device: &Device, count: usize) -> Result<Vec<f64>> {
 fn a_training_step_is_one_submit_without_read_back_or_allocation() {
     let Some(gpu) = gpu() else { return };
     let (parameters, plan) = trainer(6, 12).unwrap();
-    let mut workspace = Workspace::new(&gpu, plan.clone(), &parameters).unwrap();
+    let store = Store::new(&gpu, &parameters).unwrap();
+    let mut workspace = Workspace::new(&store, plan.clone()).unwrap();
     let made = workspace.counters();
-    assert!(made.bytes_allocated >= plan.bytes(), "{made:?} for a plan of {} bytes", plan.bytes());
+    let bytes = made.bytes_allocated + store.bytes();
+    assert!(bytes >= plan.bytes(), "{made:?} and {} for a plan of {} bytes", store.bytes(), plan.bytes());
     assert_eq!((made.submits, made.read_backs), (0, 0));
-    // one dispatch for each step of the plan, but T for each way forward and T + 1 for each way back
+    // one dispatch for each step of the plan, but T for each way forward and T + 1 for each way back, of however many
+    // directions
     let recurrent = |word: &str| plan.steps().iter().filter(|s| s.operation.name() == word).count() as u64;
     assert_eq!((recurrent("lstm_forward"), recurrent("lstm_backward")), (2, 2));
     let dispatches = plan.steps().len() as u64 - 4 + 2 * 6 + 2 * 7;
@@ -84,7 +88,7 @@ fn a_training_step_is_one_submit_without_read_back_or_allocation() {
 #[test]
 fn a_training_step_on_the_cpu_needs_no_more_memory_than_the_first() {
     let (parameters, plan) = trainer(6, 12).unwrap();
-    let mut workspace = Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), plan.clone()).unwrap();
     write_batch(&mut workspace, 0).unwrap();
     workspace.run().unwrap();
     let before = workspace.counters();
@@ -122,7 +126,7 @@ fn cut_submits_give_the_same_bits() {
     let Some(gpu) = gpu() else { return };
     let (parameters, plan) = trainer(9, 16).unwrap();
     let run = |flops: Option<f64>| -> Result<(u64, Vec<f64>)> {
-        let mut workspace = Workspace::new(&gpu, plan.clone(), &parameters)?;
+        let mut workspace = Workspace::new(&Store::new(&gpu, &parameters)?, plan.clone())?;
         if let Some(flops) = flops {
             workspace.set_submit_flops(flops)?;
         }
@@ -130,7 +134,7 @@ fn cut_submits_give_the_same_bits() {
         workspace.run()?;
         let submits = workspace.counters().submits;
         let mut after = parameters.clone();
-        workspace.read_parameters(&mut after)?;
+        workspace.store().read(&mut after)?;
         Ok((submits, after.block().to_vec()))
     };
     let (one, whole) = run(None).unwrap();
@@ -140,7 +144,7 @@ fn cut_submits_give_the_same_bits() {
     let dispatches = plan.steps().len() as u64 - 4 + 2 * 9 + 2 * 10;
     assert_eq!((one, many, most), (1, dispatches.div_ceil(10), dispatches));
     assert!(whole == cut && whole == single && whole != parameters.block());
-    let mut workspace = Workspace::new(&gpu, plan.clone(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&gpu, &parameters).unwrap(), plan.clone()).unwrap();
     assert!(workspace.set_submit_flops(0.0).is_err() && workspace.set_submit_flops(f64::NAN).is_err());
 }
 
@@ -153,7 +157,7 @@ fn what_does_not_fit_is_said_before_anything_is_allocated() {
     let big = rec.activation("big", &[3 << 30]).unwrap();
     rec.fill(&big, 0.0).unwrap();
     let start = Instant::now();
-    match Workspace::new(&gpu, rec.finish(), &parameters) {
+    match Workspace::new(&Store::new(&gpu, &parameters).unwrap(), rec.finish()) {
         Err(Error::Limit { what, needed, limit }) => {
             assert!(what.contains("big") && needed == 12 << 30 && limit < needed, "{what} {needed} {limit}");
         }
@@ -183,7 +187,7 @@ fn a_device_of_the_application_and_its_loss() {
     let (parameters, plan) = trainer(4, 12).unwrap();
     let ours = Device::from_wgpu(device.clone(), queue).unwrap();
     assert!(ours.to_string().contains("given by the application"), "{ours}");
-    let mut workspace = Workspace::new(&ours, plan.clone(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&ours, &parameters).unwrap(), plan.clone()).unwrap();
     write_batch(&mut workspace, 0).unwrap();
     workspace.run().unwrap();
     let loss = plan.tensor("loss").unwrap();
@@ -199,7 +203,7 @@ fn a_device_of_the_application_and_its_loss() {
     lost(workspace.scalar(&loss).map(|_| ()));
     lost(workspace.finish());
     lost(write_batch(&mut workspace, 0));
-    lost(Workspace::new(&ours, plan, &parameters).map(|_| ()));
+    lost(Store::new(&ours, &parameters).map(|_| ()));
     assert!(start.elapsed() < Duration::from_secs(20), "a lost device must not hang");
 }
 
@@ -214,9 +218,9 @@ fn a_deadline_ends_a_wait() {
     let (a, b) = (rec.input("a", &[1024, 1024]).unwrap(), rec.input("b", &[1024, 1024]).unwrap());
     let c = rec.activation("c", &[1024, 1024]).unwrap();
     for _ in 0..8 {
-        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), &[], (&c, true)).unwrap();
+        matmul::record(&mut rec, Matrix::plain(&a), Matrix::plain(&b), &[], &Target::add(&c)).unwrap();
     }
-    let mut workspace = Workspace::new(&ours, rec.finish(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&ours, &parameters).unwrap(), rec.finish()).unwrap();
     ours.set_deadline(Duration::from_millis(1)).unwrap();
     workspace.run().unwrap();
     assert!(matches!(workspace.finish(), Err(Error::Timeout { .. })));
@@ -227,39 +231,39 @@ fn a_deadline_ends_a_wait() {
 
 #[test]
 fn a_kernel_that_the_driver_refuses_is_an_error() {
-    use everloop::float::Float;
-    use everloop::kernel::{Binding, Kernel, Operand, Shader, writes};
-    #[repr(transparent)]
-    #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-    struct Refused(u32);
+    use everloop::Float;
+    use everloop::kernel::{Kernel, Part, Stage, Variant};
+    everloop::parameters! {
+        /// Nothing.
+        Refused {}
+    }
+    everloop::operands! { Refused { y: write } }
+    const SOURCE: &str = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\n@compute @workgroup_size(1)\nfn main() { y[0] = tanh(; }";
     impl Kernel for Refused {
-        fn needs(&self) -> Option<Vec<u128>> {
-            Some(vec![1])
-        }
         const NAME: &'static str = "refused";
-        const BINDINGS: &'static [Binding] = &[writes("y")];
-        const FIELDS: &'static [&'static str] = &["len"];
-        fn shaders() -> &'static [Shader<Self>] {
-            &[Shader {
-                name: "refused",
-                source: "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\n@compute @workgroup_size(1)\nfn main() { y[0] = tanh(; }",
-                suits: |_, _| true,
-                constants: |_| Vec::new(),
-                grid: |_| [1, 1, 1],
-                binds: None,
+        fn variants() -> &'static [Variant<Self>] {
+            &[Variant {
+                name: "plain",
+                fits: |_, _, _| Ok(()),
+                stages: |_| vec![Stage::new(&[Part { name: "refused", source: SOURCE }], &["y"], [1, 1, 1])],
+                repeats: |_| 1,
+                scratch: |_| Vec::new(),
             }]
+        }
+        fn needs(&self) -> Option<Sizes> {
+            Some(Sizes { y: 1 })
         }
         fn flops(&self) -> f64 {
             0.0
         }
-        fn twin<T: Float>(&self, _: &mut [Operand<'_, T>]) {}
+        fn twin<T: Float>(&self, _: Slices<'_, T>) {}
     }
     let Some(gpu) = gpu() else { return };
     let parameters = Parameters::new();
     let mut rec = Recorder::new(&parameters);
     let y = rec.activation("y", &[1]).unwrap();
-    rec.push(Refused(1), &[&y]).unwrap();
-    match Workspace::new(&gpu, rec.finish(), &parameters) {
+    rec.push(Refused {}, Tensors { y: &y }).unwrap();
+    match Workspace::new(&Store::new(&gpu, &parameters).unwrap(), rec.finish()) {
         Err(Error::Gpu { doing, .. }) => assert!(doing.contains("refused"), "{doing}"),
         other => panic!("{other:?}"),
     }
@@ -291,7 +295,7 @@ fn choosing_a_device() {
 fn bad_data_is_refused_and_nothing_is_lost() {
     for device in [Some(Device::cpu()), Some(Device::cpu_f64()), gpu()].into_iter().flatten() {
         let (parameters, plan) = trainer(4, 12).unwrap();
-        let mut workspace = Workspace::new(&device, plan.clone(), &parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(&device, &parameters).unwrap(), plan.clone()).unwrap();
         write_batch(&mut workspace, 0).unwrap();
         workspace.run_steps(0..plan.steps().len() - 4).unwrap();
         let loss = plan.tensor("loss").unwrap();
@@ -310,7 +314,7 @@ fn bad_data_is_refused_and_nothing_is_lost() {
         assert!(workspace.run_steps(0..10_000).is_err());
         assert!(workspace.scalar(&plan.tensor("linear.y").unwrap()).is_err());
         assert!(plan.tensor("no such slot").is_err());
-        assert!(Workspace::new(&device, plan.clone(), &Parameters::new()).is_err());
+        assert!(Workspace::new(&Store::new(&device, &Parameters::new()).unwrap(), plan.clone()).is_err());
         assert_eq!(workspace.scalar(&loss).unwrap(), before);
     }
 }
@@ -363,7 +367,7 @@ fn memory_is_linear_and_time_per_token_flat_in_the_number_of_steps() {
     assert_eq!(sizes[2] - sizes[1], 2 * (sizes[1] - sizes[0]));
     let per_token = |steps: usize| {
         let (parameters, plan) = trainer(steps, 32).unwrap();
-        let mut workspace = Workspace::new(&Device::cpu(), plan, &parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), plan).unwrap();
         write_batch(&mut workspace, 0).unwrap();
         workspace.run().unwrap();
         let times = (0..5).map(|_| {
@@ -389,8 +393,8 @@ fn the_listing_names_every_slot_step_and_byte() {
         plan.bytes()
     )));
     assert_eq!(text.lines().count(), 1 + plan.slots().len() + plan.steps().len());
-    assert!(text.contains("Activation        lstm.0.h                           [3, 3, 4] 144 bytes\n"), "{text}");
-    assert!(text.contains("lstm_forward weight_hh=lstm.weight_hh_l0 gates->lstm.0.gates h->lstm.0.h c->lstm.0.c steps:2 batch:3 hidden:4 outputs:4\n"), "{text}");
+    assert!(text.contains("Activation        lstm.0.h                           [1, 3, 3, 4] 144 bytes\n"), "{text}");
+    assert!(text.contains("lstm_forward weight_hh=lstm.weight_hh_l0 gates->lstm.0.gates h->lstm.0.h c->lstm.0.c steps:2 batch:3 hidden:4 outputs:4 directions:1\n"), "{text}");
 }
 
 #[test]
@@ -417,7 +421,7 @@ fn token_ids_must_fit_what_they_index() {
 fn tensors_of_another_plan_are_refused() {
     let (parameters, plan) = trainer(2, 4).unwrap();
     let (_, other) = trainer(2, 4).unwrap();
-    let mut workspace = Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), plan.clone()).unwrap();
     let foreign = other.tensor("ids").unwrap();
     assert!(workspace.write_tokens(&foreign, &[0; 6]).is_err());
     assert!(workspace.read::<f32>(&other.tensor("loss").unwrap()).is_err());
@@ -457,48 +461,40 @@ fn names_do_not_collide() {
 /// No kernel's parameters reach outside its slots, and no buffer is written and bound a second time.
 #[test]
 fn steps_that_would_leave_their_slots_are_refused() {
-    use everloop::kernels::{copy_columns, fill::Fill, matmul::Matmul, subtract, sum_rows};
+    use everloop::instruments::kernels::{copy_columns, fill, matmul, matmul::Matmul, subtract, sum_rows};
     let parameters = Parameters::new();
     let mut rec = Recorder::new(&parameters);
     let (a, b) = (rec.input("a", &[4, 4]).unwrap(), rec.input("b", &[4, 4]).unwrap());
     let (c, sums) = (rec.activation("c", &[4, 4]).unwrap(), rec.activation("sums", &[4]).unwrap());
-    let fits = Matmul {
-        m: 4,
-        n: 4,
-        k: 4,
-        a_offset: 0,
-        a_row: 4,
-        a_column: 1,
-        b_offset: 0,
-        b_row: 4,
-        b_column: 1,
-        c_offset: 0,
-        biases: 0,
-        accumulate: 0,
-    };
-    rec.push_some(fits, &[Some(&a), Some(&b), None, None, Some(&c)]).unwrap();
+    let fits = Matmul { m: 4, n: 4, k: 4, a_row: 4, a_column: 1, b_row: 4, b_column: 1, biases: 0, adds: 0 };
+    let of = |c| matmul::Tensors { a: &a, b: &b, bias: None, second_bias: None, c };
+    rec.push(fits, of(&c)).unwrap();
     for wrong in [
         Matmul { m: 5, ..fits },
         Matmul { k: 0, ..fits },
         Matmul { a_row: 3 << 30, a_column: u32::MAX, k: u32::MAX, m: 5, n: 1, b_row: 0, ..fits },
-        Matmul { c_offset: 1, ..fits },
         Matmul { b_column: 2, ..fits },
         Matmul { biases: 1, ..fits },
     ] {
-        assert!(rec.push_some(wrong, &[Some(&a), Some(&b), None, None, Some(&c)]).is_err(), "{wrong:?}");
+        assert!(rec.push(wrong, of(&c)).is_err(), "{wrong:?}");
     }
-    assert!(rec.push(Fill { len: 17, offset: 0, value: 0.0 }, &[&c]).is_err());
-    assert!(rec.push(Fill { len: u32::MAX, offset: u32::MAX, value: 0.0 }, &[&c]).is_err());
-    assert!(rec.push(Fill { len: 0, offset: 0, value: 0.0 }, &[&c]).is_err());
+    let rows = c.narrow(1, 3).unwrap();
+    assert!(rec.push(fits, of(&rows)).is_err(), "a view is its elements, not the slot");
+    rec.push(Matmul { m: 3, ..fits }, of(&rows)).unwrap();
+    for len in [17, u32::MAX, 0] {
+        assert!(rec.push(fill::Fill { len, value: 0.0 }, fill::Tensors { result: &c }).is_err());
+    }
     let biases = rec.input("biases", &[2, 4]).unwrap();
-    for (row, fits) in [(0, true), (1, false)] {
+    for row in [0, 1] {
         let bias = biases.row(row).unwrap();
-        let recorded = everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), &[&bias], (&c, false));
-        assert_eq!(recorded.is_ok(), fits, "a bias is read from the start of its slot");
+        let (a, b) = (Matrix::plain(&a), Matrix::plain(&b));
+        matmul::record(&mut rec, a, b, &[&bias], &Target::replace(&c)).unwrap();
     }
-    assert!(sum_rows::record(&mut rec, &a.narrow(0, 2).unwrap(), &sums, false).is_err(), "sum_rows takes whole slots");
+    sum_rows::record(&mut rec, &a.narrow(1, 2).unwrap(), &Target::replace(&sums)).unwrap();
+    let short = sums.narrow(0, 3).unwrap();
+    assert!(sum_rows::record(&mut rec, &a, &Target::replace(&short)).is_err());
     assert!(subtract::record(&mut rec, &a, &c, &c).is_err(), "c is written and bound twice");
-    assert!(copy_columns::record(&mut rec, (&a, usize::MAX), (&c, 0), 1, false).is_err());
+    assert!(copy_columns::record_columns(&mut rec, (&a, usize::MAX), (&Target::replace(&c), 0), 1, None).is_err());
     assert!(a.narrow(usize::MAX, 1).is_err());
     assert!(everloop::layers::columns(&mut rec, "columns", &a, usize::MAX, 1).is_err());
 }
@@ -512,12 +508,12 @@ fn parameters_must_be_those_of_the_plan_and_finite() {
     for device in [Some(Device::cpu()), gpu()].into_iter().flatten() {
         let mut rec = Recorder::new(&parameters);
         let a = rec.parameter("a").unwrap();
-        let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
-        assert!(workspace.write_parameters(&others).is_err());
-        assert!(workspace.read_parameters(&mut others).is_err());
+        let mut workspace = Workspace::new(&Store::new(&device, &parameters).unwrap(), rec.finish()).unwrap();
+        assert!(workspace.store().write(&others).is_err());
+        assert!(workspace.store().read(&mut others).is_err());
         let mut huge = parameters.clone();
         huge.set("a", &[1e300, 0.0, 0.0]).unwrap();
-        assert!(matches!(workspace.write_parameters(&huge), Err(Error::NonFinite { .. })), "infinite in f32");
+        assert!(matches!(workspace.store().write(&huge), Err(Error::NonFinite { .. })), "infinite in f32");
         assert!(matches!(workspace.write(&a, &[1e300, 0.0, 0.0]), Err(Error::NonFinite { .. })));
         assert_eq!(workspace.read::<f64>(&a).unwrap(), [1.0; 3]);
     }
@@ -537,7 +533,10 @@ fn absurd_sizes_are_errors() {
     for slot in 0..(1 << 19) {
         rec.activation(&format!("slot {slot}"), &[(1 << 32) - 1]).unwrap();
     }
-    assert!(matches!(Workspace::new(&Device::cpu(), rec.finish(), &parameters), Err(Error::OutOfMemory { .. })));
+    assert!(matches!(
+        Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), rec.finish()),
+        Err(Error::OutOfMemory { .. })
+    ));
 }
 
 /// What an unread training loop queues up is bounded: the fourth run waits for the first.
@@ -549,9 +548,9 @@ fn unread_runs_wait_for_earlier_ones() {
     let (a, b) = (rec.input("a", &[512, 512]).unwrap(), rec.input("b", &[512, 512]).unwrap());
     let c = rec.activation("c", &[512, 512]).unwrap();
     for _ in 0..4 {
-        everloop::kernels::matmul::record(&mut rec, (&a, false), (&b, false), &[], (&c, true)).unwrap();
+        matmul::record(&mut rec, Matrix::plain(&a), Matrix::plain(&b), &[], &Target::add(&c)).unwrap();
     }
-    let mut workspace = Workspace::new(&gpu, rec.finish(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&gpu, &parameters).unwrap(), rec.finish()).unwrap();
     workspace.run().unwrap();
     workspace.finish().unwrap();
     let timed = |workspace: &mut Workspace, runs: usize| {
@@ -574,7 +573,8 @@ fn futures_are_send() {
     }
     let (parameters, plan) = trainer(2, 4).unwrap();
     let device = Device::cpu();
-    let mut workspace = pollster::block_on(send(Workspace::new_async(&device, plan.clone(), &parameters))).unwrap();
+    let store = pollster::block_on(send(Store::new_async(&device, &parameters))).unwrap();
+    let mut workspace = pollster::block_on(send(Workspace::new_async(&store, plan.clone()))).unwrap();
     pollster::block_on(send(workspace.run_async())).unwrap();
     pollster::block_on(send(workspace.scalar_async(&plan.tensor("loss").unwrap()))).unwrap();
     pollster::block_on(send(workspace.finish_async())).unwrap();
@@ -591,7 +591,7 @@ fn a_batch_larger_than_a_dimension_of_workgroups() {
             let x = rec.input("x", &[1, batch, 1]).unwrap();
             let h = lstm.record(&mut rec, &x, None).unwrap().output;
             let device = device.clone().with_shaders_for(class);
-            let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
+            let mut workspace = Workspace::new(&Store::new(&device, &parameters).unwrap(), rec.finish()).unwrap();
             let values: Vec<f32> = (0..batch).map(|e| (e % 7) as f32).collect();
             workspace.write(&x, &values).unwrap();
             workspace.run().unwrap();

@@ -20,7 +20,9 @@ fn the_readme_shows_the_example_hello() {
 
 #[test]
 fn files_named_in_the_documents_exist() {
-    for document in ["README.md", "ARCHITECTURE.md", "DESIGN.md", "CONTRIBUTING.md", "docs/lstm.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "DESIGN.md", "CONTRIBUTING.md", "docs/lstm.md", "docs/reference.md"]
+    {
         for word in read(document).split('`').skip(1).step_by(2) {
             let is_path =
                 ["src/", "shaders/", "tests/", "examples/", "docs/", "benches/"].iter().any(|f| word.starts_with(f));
@@ -29,6 +31,25 @@ fn files_named_in_the_documents_exist() {
             }
         }
     }
+}
+
+/// Relative links, which rustdoc does not check; `](#anchors)` and addresses elsewhere are left alone.
+#[test]
+fn links_between_the_documents_resolve() {
+    let broken = |document: &str, text: &str| -> Vec<String> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+        let folder = folder.parent().unwrap();
+        let inline = text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
+        let defined = text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: ").map(|(_, to)| to));
+        let files = inline.chain(defined).map(|to| to.split('#').next().unwrap_or_default());
+        let relative = files.filter(|to| !to.is_empty() && !to.contains("://"));
+        relative.filter(|to| !folder.join(to).exists()).map(str::to_string).collect()
+    };
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/lstm.md", "docs/reference.md"] {
+        assert_eq!(broken(document, &read(document)), [""; 0], "{document}");
+    }
+    let planted = "[a](lstm.md) ![b](none.svg)\n[c]: ../src/none.rs\n[d]: https://example.org";
+    assert_eq!(broken("docs/lstm.md", planted), ["none.svg", "../src/none.rs"]);
 }
 
 #[test]

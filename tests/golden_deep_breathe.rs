@@ -9,10 +9,10 @@ mod deep_breathe;
 use deep_breathe::{
     Array, F32, F64, Model, Report, THEIRS, Tolerances, join_kernel, load, of_ndarray, read, split_kernel,
 };
+use everloop::instruments::gradient_name;
 use everloop::layers::{LstmConfig, LstmState};
-use everloop::recorder::gradient_name;
 use everloop::trace::read_series;
-use everloop::{Device, Parameters, Recorder, Rng, Workspace, loss};
+use everloop::{Device, Parameters, Recorder, Rng, Store, Workspace, loss};
 use serde_json::Value;
 use std::sync::OnceLock;
 
@@ -157,7 +157,7 @@ fn cell_single_call() {
         let c = rec.input("c0", &[1, hidden]).unwrap();
         let initial = LstmState { h, c };
         lstm.record(&mut rec, &x, Some(std::slice::from_ref(&initial))).unwrap();
-        let mut workspace = Workspace::new(device, rec.finish(), &parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(device, &parameters).unwrap(), rec.finish()).unwrap();
         workspace.poison().unwrap();
         for (slot, name) in [(&x, "x"), (&initial.h, "h0"), (&initial.c, "c0")] {
             workspace.write(slot, &Array::parse(&inputs[name]).data).unwrap();
@@ -193,7 +193,7 @@ fn softmax_ce() {
         rec.backward(&made.loss).unwrap();
         let plan = rec.finish();
         let dlogits = plan.tensor(&gradient_name("logits")).unwrap();
-        let mut workspace = Workspace::new(device, plan, &parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(device, &parameters).unwrap(), plan).unwrap();
         workspace.poison().unwrap();
         workspace.write(&x, &logits.data[rows.start * classes..rows.end * classes]).unwrap();
         workspace.write_tokens(&targets, &labels[rows]).unwrap();

@@ -4,9 +4,9 @@ mod common;
 
 use common::gpu;
 use everloop::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
+use everloop::lockstep::Tolerance;
 use everloop::optimizer::SgdConfig;
-use everloop::run::lockstep::Tolerance;
-use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Store, Tensor, Workspace, loss};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -91,7 +91,7 @@ fn training_run_with_clipping() {
         |key: &str| -> Vec<f64> { spec[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
     let (losses, norms) = (floats("losses_f64"), floats("grad_norms_f64"));
     for device in devices() {
-        let mut workspace = Workspace::new(&device, plan.clone(), &parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(&device, &parameters).unwrap(), plan.clone()).unwrap();
         workspace.poison().unwrap();
         let check = |what: String, got: &[f64], want: &[f64], tolerance: Tolerance| {
             let (at, ratio) = tolerance.worst(got, want);
@@ -108,7 +108,7 @@ fn training_run_with_clipping() {
         let mut now = parameters.clone();
         for n in 0..losses.len() {
             if n == spec["snapshot_before_step"].as_u64().unwrap() as usize {
-                workspace.read_parameters(&mut now).unwrap();
+                workspace.store().read(&mut now).unwrap();
                 for name in weights.keys() {
                     check(
                         format!("snap.{name}"),
@@ -129,14 +129,14 @@ fn training_run_with_clipping() {
                 // the slots hold the clipped gradients by now; the factor is 1 where the norm is below the limit
                 assert!(norm < spec["clip_grad_norm"].as_f64().unwrap());
                 for name in weights.keys() {
-                    let slot = plan.tensor(&everloop::recorder::gradient_name(name)).unwrap();
+                    let slot = plan.tensor(&everloop::instruments::gradient_name(name)).unwrap();
                     let got = workspace.read::<f64>(&slot).unwrap();
                     let tight = Tolerance { absolute: 1e-6, relative: 1e-4 };
                     check(format!("grad0.{name}"), &got, &io[&format!("grad0.{name}")].1, tight);
                 }
             }
         }
-        workspace.read_parameters(&mut now).unwrap();
+        workspace.store().read(&mut now).unwrap();
         for name in weights.keys() {
             check(format!("final.{name}"), now.get(name).unwrap(), &io[&format!("final.{name}")].1, absolute(moved));
         }

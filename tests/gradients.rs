@@ -4,10 +4,10 @@
 mod common;
 
 use common::Model;
+use everloop::instruments::gradient_name;
 use everloop::layers::{self, Bias, Connection, DenseConfig, EmbeddingConfig, Join, LstmConfig};
 use everloop::plan::{Kind, Phase, Storage};
-use everloop::recorder::gradient_name;
-use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Store, Tensor, Workspace, loss};
 
 /// Compares `d loss / d slot` with central differences at up to `samples` elements of every input and
 /// parameter that has a gradient. Returns how many were compared.
@@ -37,7 +37,7 @@ fn check_with(
 ) -> Result<usize, String> {
     // the same masks in every run
     let repeat = |workspace: &mut Workspace| match plan.tensor("dropout.step") {
-        Ok(step) => workspace.write(&step, &[3.0, 0.0]),
+        Ok(step) => workspace.write_count(&step, 3),
         Err(_) => Ok(()),
     };
     let run = |workspace: &mut Workspace| match plant {
@@ -49,7 +49,8 @@ fn check_with(
         }
     };
     let text = |e: everloop::Error| e.to_string();
-    let mut workspace = Workspace::new(&Device::cpu_f64(), plan.clone(), parameters).map_err(text)?;
+    let mut workspace =
+        Workspace::new(&Store::new(&Device::cpu_f64(), parameters).unwrap(), plan.clone()).map_err(text)?;
     prepare(&mut workspace).map_err(text)?;
     let loss = plan.tensor("loss").map_err(text)?;
     let mut rng = Rng::new(11);
@@ -111,7 +112,7 @@ fn random_models() {
 /// An option by name.
 type Choice = (&'static str, fn(&mut Model));
 
-const OPTIONS: [Choice; 17] = [
+const OPTIONS: [Choice; 18] = [
     ("lengths", |m| m.lengths = true),
     ("projection", |m| m.config.proj_size = Some(4)),
     ("projection with clip", |m| (m.config.proj_size, m.config.proj_clip) = (Some(4), Some(0.05))),
@@ -131,6 +132,8 @@ const OPTIONS: [Choice; 17] = [
     ("all cells", |m| m.cells = true),
     ("batch first", |m| m.config.batch_first = true),
     ("one bias", |m| m.config.bias = Bias::One),
+    // two directions stay two
+    ("reverse", |m| m.config.reverse = m.config.bidirectional.is_none()),
 ];
 
 #[test]
@@ -157,11 +160,12 @@ fn past_the_end_of_a_row() {
     let lengths = [0u32, 2, 5, 1];
     let mut results = Vec::new();
     for padding in [0.0, 1e30] {
-        let mut workspace = Workspace::new(&Device::cpu_f64(), plan.clone(), &parameters).unwrap();
+        let mut workspace =
+            Workspace::new(&Store::new(&Device::cpu_f64(), &parameters).unwrap(), plan.clone()).unwrap();
         workspace.poison().unwrap();
         model.write(&mut workspace, &mut Rng::new(2)).unwrap();
         let tensor = |name: &str| plan.tensor(name).unwrap();
-        workspace.write_tokens(&tensor("lengths"), &lengths).unwrap();
+        workspace.write_lengths(&tensor("lengths"), &lengths).unwrap();
         let mut x = workspace.read::<f64>(&tensor("x")).unwrap();
         let padded = |t: usize, b: usize| t >= lengths[b] as usize;
         for (e, v) in x.iter_mut().enumerate() {
@@ -178,11 +182,12 @@ fn past_the_end_of_a_row() {
                 assert_eq!(value == 0.0, ended, "{name}[{e}] = {value}");
             }
         }
-        for (place, direction, last) in [("lstm.0", "Forward", 5), ("lstm.0.reverse", "Reverse", 0)] {
+        for (d, (direction, last)) in [("Forward", 5), ("Reverse", 0)].into_iter().enumerate() {
             for part in ["h", "c"] {
-                let rows = workspace.read::<f64>(&tensor(&format!("{place}.{part}")).row(last).unwrap()).unwrap();
+                let states = tensor(&format!("lstm.0.{part}")).row(d).unwrap();
+                let rows = workspace.read::<f64>(&states.row(last).unwrap()).unwrap();
                 let initial = read(&mut workspace, &format!("{part}0.0.{direction}"));
-                assert_eq!(rows[..5], initial[..5], "{place}.{part} of the row of length 0");
+                assert_eq!(rows[..5], initial[..5], "{direction} {part} of the row of length 0");
             }
         }
         let mut all = Vec::new();
@@ -308,7 +313,7 @@ fn constants_are_exact_in_f64() {
     lstm.record(&mut rec, &x, None).unwrap();
     let plan = rec.finish();
     let gates = plan.tensor("lstm.0.gates").unwrap();
-    let mut workspace = Workspace::new(&Device::cpu_f64(), plan, &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&Device::cpu_f64(), &parameters).unwrap(), plan).unwrap();
     workspace.run().unwrap();
     let f = workspace.read::<f64>(&gates).unwrap()[1];
     assert!((f - 1.0 / (1.0 + (-0.1f64).exp())).abs() < 1e-14, "{f}");

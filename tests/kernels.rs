@@ -1,290 +1,195 @@
-//! Each kernel by itself at awkward sizes: the CPU's fast form and every shader against the twin in f64,
-//! outputs poisoned where they are not accumulated, guard words behind every slot.
+//! Each kernel by itself at awkward sizes: the CPU's fast form and every variant of every shader against the twin in
+//! f64, outputs poisoned where they are not accumulated, guard words behind every slot. What cases cannot say has a
+//! test of its own: NaN, bits of masks, ties, long sums.
 
 mod common;
 
 use common::gpu;
-use everloop::doctor::{self, Case};
-use everloop::kernel::AdapterClass;
-use everloop::kernels::recurrence::{OUTPUT_CLIP, PROJECTION, Recurrence};
-use everloop::kernels::*;
-use everloop::plan::Direction;
-use everloop::{Device, Parameters, Recorder, Result, Workspace};
+use everloop::instruments;
+use everloop::instruments::kernels::recurrence::Recurrence;
+use everloop::instruments::kernels::*;
+use everloop::kernel::{Adapter, AdapterClass};
+use everloop::loss::IGNORE;
+use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Store, Target, Workspace};
+use everloop::{Direction, plan::Directions};
+use std::path::Path;
+use std::time::Instant;
 
-/// Devices to hold against the reference: the CPU, and the GPU with the shaders of both classes.
-fn devices() -> Vec<(Device, AdapterClass)> {
-    let mut all = vec![(Device::cpu(), AdapterClass::Hardware), (Device::cpu_f64(), AdapterClass::Hardware)];
+const CLASSES: [AdapterClass; 2] = [AdapterClass::Software, AdapterClass::Hardware];
+
+/// Devices to hold against the reference: the CPU, and the GPU with the variants for both classes of adapter.
+fn devices() -> Vec<(Device, String)> {
+    let mut all = vec![(Device::cpu(), "cpu".to_string()), (Device::cpu_f64(), "cpu_f64".into())];
     if let Some(gpu) = gpu() {
-        for class in [AdapterClass::Software, AdapterClass::Hardware] {
-            all.push((gpu.clone().with_shaders_for(class), class));
-        }
+        all.extend(CLASSES.map(|class| (gpu.clone().with_shaders_for(class), format!("gpu as {class:?}"))));
     }
     all
 }
 
-fn check(what: &str, bound: f64, record: impl Fn(&mut Recorder<'_>) -> Result<()> + 'static) {
-    let case = Case::new(what, bound, record);
-    for (device, class) in devices() {
-        pollster::block_on(doctor::check(&device, &case))
-            .unwrap_or_else(|e| panic!("{what} on {device} with {class:?} shaders: {e}"));
-    }
+fn open(device: &Device, parameters: &Parameters, plan: Plan) -> Result<Workspace> {
+    Workspace::new(&Store::new(device, parameters)?, plan)
 }
 
-/// The sizes that users' machines are examined with.
+/// Every case of every kernel, in every variant that fits somewhere.
 #[test]
-fn every_case_of_the_doctor() {
-    for case in doctor::cases() {
-        for (device, class) in devices() {
-            pollster::block_on(doctor::check(&device, &case))
-                .unwrap_or_else(|e| panic!("{} on {device} with {class:?} shaders: {e}", case.name));
-        }
-    }
-}
-
-#[test]
-fn matmul_in_every_transposition() {
-    let sizes =
-        [(1, 1, 1), (3, 5, 7), (8, 16, 4), (9, 132, 20), (33, 65, 17), (64, 64, 64), (70, 4, 129), (1, 256, 64)];
-    for (m, n, k) in sizes {
-        for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
-            for (bias, accumulate) in [(false, false), (true, false), (false, true), (true, true)] {
-                check(&format!("matmul {m} {n} {k} {ta} {tb} {bias} {accumulate}"), 1.0, move |rec| {
-                    let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
-                    let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
-                    let bias = if bias { Some(rec.input("bias", &[n])?) } else { None };
-                    let second = if bias.is_some() && ta { Some(rec.input("second_bias", &[n])?) } else { None };
-                    let c = rec.activation(if accumulate { "c" } else { "out" }, &[m, n])?;
-                    let biases: Vec<_> = bias.iter().chain(&second).collect();
-                    matmul::record(rec, (&a, ta), (&b, tb), &biases, (&c, accumulate))
-                });
+fn every_case_of_every_kernel_in_every_variant() {
+    for kernel in ALL {
+        let mut ran: Vec<(&str, usize)> = (kernel.variants)().into_iter().map(|variant| (variant, 0)).collect();
+        for (device, label) in devices() {
+            let variants = if device.is_gpu() { (kernel.variants)() } else { vec![kernel.form] };
+            for variant in variants {
+                let start = Instant::now();
+                let found = pollster::block_on(instruments::check_variant(&device, kernel, variant, true));
+                let (count, worst) = found.unwrap_or_else(|e| panic!("{} {variant} on {label}: {e}", kernel.name));
+                let seconds = start.elapsed().as_secs_f64();
+                println!("{} {variant} on {label}: {count} cases, worst {worst:.4}, {seconds:.1} s", kernel.name);
+                assert!(worst <= 1.0, "{} {variant} on {label}: {worst}", kernel.name);
+                if device.is_gpu() {
+                    ran.iter_mut().filter(|(name, _)| *name == variant).for_each(|(_, all)| *all += count);
+                } else {
+                    assert!(count > 0, "{} {variant} on {label}: no case", kernel.name);
+                }
             }
         }
-    }
-}
-
-#[test]
-fn matmul_of_views_and_of_long_sums() {
-    for k in [4usize, 5] {
-        check("matmul of rows", 1.0, move |rec| {
-            let a = rec.input("a", &[7, k])?.narrow(2, 4)?;
-            let b = rec.input("b", &[3, 8, k])?.row(1)?;
-            let c = rec.activation("c", &[6, 8])?.narrow(1, 4)?;
-            matmul::record(rec, (&a, false), (&b, true), &[], (&c, false))
-        });
-    }
-    // two chunks of the sum: past 65,535 loop iterations of one invocation
-    for (rows, bound) in [(70_000, 0.05), (70_001, 0.05)] {
-        check("matmul over many rows", bound, move |rec| {
-            let a = rec.input("a", &[rows, 4])?;
-            let b = rec.input("b", &[rows, 8])?;
-            let c = rec.activation("out", &[4, 8])?;
-            matmul::record(rec, (&a, true), (&b, false), &[], (&c, false))
-        });
-    }
-}
-
-/// (steps, batch, hidden)
-const RECURRENT: [[usize; 3]; 11] = [
-    [1, 1, 1],
-    [2, 1, 3],
-    [4, 3, 17],
-    [3, 8, 32],
-    [3, 9, 33],
-    [2, 7, 64],
-    [2, 33, 65],
-    [1, 2, 68],
-    [3, 1, 128],
-    [2, 17, 36],
-    [40, 2, 4],
-];
-
-#[test]
-fn lstm_forward_at_awkward_sizes() {
-    for [steps, batch, hidden] in RECURRENT {
-        for direction in [Direction::Forward, Direction::Reverse] {
-            check(&format!("lstm_forward {steps} {batch} {hidden} {direction:?}"), 1.0, move |rec| {
-                let of = doctor::recurrence(rec, [steps, batch, hidden, hidden], direction, 0, true)?;
-                lstm_forward::record(rec, &of)
-            });
+        if let (Some(_), Some((variant, _))) = (gpu(), ran.iter().find(|(_, count)| *count == 0)) {
+            panic!("{} {variant}: no case of it ran on the GPU", kernel.name);
         }
     }
 }
 
-#[test]
-fn lstm_backward_at_awkward_sizes() {
-    for [steps, batch, hidden] in RECURRENT {
-        for direction in [Direction::Forward, Direction::Reverse] {
-            // gates are drawn from [-0.5, 0.5): not probabilities, but the equations hold for any numbers
-            check(&format!("lstm_backward {steps} {batch} {hidden} {direction:?}"), 0.5, move |rec| {
-                let of = doctor::recurrence(rec, [steps, batch, hidden, hidden], direction, 0, false)?;
-                let to = doctor::gradients(rec, &of)?;
-                lstm_backward::record(rec, &of, &to)
-            });
+/// What is missing around a kernel: cases, a case of every variant, a step of the kernel in every case.
+fn missing(kernel: &Description) -> Vec<String> {
+    let cases = (kernel.cases)();
+    let mut all = Vec::new();
+    if cases.is_empty() {
+        all.push(format!("{} has no case", kernel.name));
+    }
+    let mut unfit = (kernel.variants)();
+    if unfit.is_empty() {
+        all.push(format!("{} has no variant", kernel.name));
+    }
+    for case in &cases {
+        let plan = match instruments::plan_of(case) {
+            Ok(plan) => plan,
+            Err(error) => {
+                all.push(format!("{}, case `{}`: {error}", kernel.name, case.name));
+                continue;
+            }
+        };
+        let steps: Vec<_> = plan.steps().iter().filter(|step| step.operation.name() == kernel.name).collect();
+        if steps.is_empty() {
+            all.push(format!("{}, case `{}`: no step of the kernel", kernel.name, case.name));
         }
+        let adapters = CLASSES.map(Adapter::of);
+        for (step, adapter) in steps.iter().flat_map(|step| adapters.iter().map(move |adapter| (step, adapter))) {
+            unfit.retain(|variant| step.operation.fits(variant, &step.operands, adapter).is_err());
+        }
+    }
+    all.extend(unfit.iter().map(|variant| format!("{} {variant}: fits no case on any class of adapter", kernel.name)));
+    all
+}
+
+/// The kernels that no document names.
+fn undocumented(kernels: &[Description], documents: &[String]) -> Vec<&'static str> {
+    let named = |kernel: &&Description| documents.iter().any(|text| text.contains(&format!("`{}`", kernel.name)));
+    kernels.iter().filter(|kernel| !named(kernel)).map(|kernel| kernel.name).collect()
+}
+
+#[test]
+fn every_kernel_has_cases_that_reach_every_variant() {
+    let all: Vec<String> = ALL.iter().flat_map(missing).collect();
+    assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+#[test]
+fn every_kernel_has_a_line_in_the_documents() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|ending| ending == "md"));
+    let documents: Vec<String> = files.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    assert_eq!(undocumented(ALL, &documents), Vec::<&str>::new(), "in none of docs/*.md");
+    let planted = Description { name: "multipl", ..*of("multiply") };
+    assert_eq!(undocumented(&[planted], &documents), ["multipl"], "a name must stand there as a word");
+}
+
+fn of(name: &str) -> &'static Description {
+    ALL.iter().find(|kernel| kernel.name == name).unwrap()
+}
+
+/// The checks above can fail.
+#[test]
+fn a_kernel_without_cases_or_with_foreign_ones_is_seen() {
+    fn broken() -> Vec<everloop::Case> {
+        vec![everloop::Case::new("broken", 1.0, |rec| rec.input("x", &[0]).map(|_| ()))]
+    }
+    let sound = *of("subtract");
+    assert_eq!(missing(&sound), Vec::<String>::new());
+    for (what, planted, words) in [
+        ("no case", Description { cases: Vec::new, ..sound }, "subtract has no case"),
+        ("cases of another kernel", Description { cases: scale::cases, ..sound }, "no step of the kernel"),
+        ("a case that is refused", Description { cases: broken, ..sound }, "case `broken`"),
+        ("a variant for nobody", Description { variants: || vec!["plain", "fast"], ..sound }, "subtract fast: fits no"),
+        ("no variant", Description { variants: Vec::new, ..sound }, "has no variant"),
+    ] {
+        let found = missing(&planted);
+        assert!(found.iter().any(|line| line.contains(words)), "{what}: {found:?}");
+    }
+    // nor does a variant count as run where none of its cases did
+    let Some(gpu) = gpu() else { return };
+    for cases in [Vec::new, scale::cases] {
+        let planted = Description { cases, ..sound };
+        assert_eq!(pollster::block_on(instruments::check_variant(&gpu, &planted, "plain", true)).unwrap(), (0, 0.0));
     }
 }
 
-/// Every set of options, one after the other: a wrong branch shows in the kernel that has it.
-#[test]
-fn every_combination_of_options() {
-    for options in 0..256u32 {
-        if options & OUTPUT_CLIP != 0 && options & PROJECTION == 0 {
-            continue;
-        }
-        let outputs = if options & PROJECTION != 0 { 3 } else { 5 };
-        let direction = if options.count_ones() % 2 == 0 { Direction::Forward } else { Direction::Reverse };
-        check(&format!("lstm_forward options {options}"), 1.0, move |rec| {
-            let of = doctor::recurrence(rec, [3, 2, 5, outputs], direction, options, true)?;
-            lstm_forward::record(rec, &of)
-        });
-        check(&format!("lstm_backward options {options}"), 0.5, move |rec| {
-            let of = doctor::recurrence(rec, [3, 2, 5, outputs], direction, options, false)?;
-            let to = doctor::gradients(rec, &of)?;
-            lstm_backward::record(rec, &of, &to)
-        });
-    }
-}
-
-#[test]
-fn activations_saturate_without_nan() {
-    check("lstm_forward with huge pre-activations", 1e4, move |rec| {
-        let weight = rec.input("weight_hh", &[16, 4])?;
-        let gates = rec.activation("gates", &[3, 2, 16])?;
-        let h = rec.activation("h", &[4, 2, 4])?;
-        let c = rec.activation("c", &[4, 2, 4])?;
-        rec.fill(&h, 0.5)?;
-        rec.fill(&c, 30.0)?;
-        lstm_forward::record(rec, &Recurrence::new(Direction::Forward, &weight, &gates, &h, &c))
-    });
-}
-
+/// H = 4 has every variant, H = 5 only the general one.
 #[test]
 fn a_nan_in_the_weights_reaches_the_output() {
-    for (device, class) in devices() {
-        for hidden in [4usize, 5] {
-            let parameters = Parameters::new();
-            let mut rec = Recorder::new(&parameters);
-            let weight = rec.activation("weight_hh", &[4 * hidden, hidden]).unwrap();
-            let gates = rec.activation("gates", &[1, 1, 4 * hidden]).unwrap();
-            let h = rec.activation("h", &[2, 1, hidden]).unwrap();
-            let c = rec.activation("c", &[2, 1, hidden]).unwrap();
-            rec.fill(&weight, f32::NAN).unwrap();
-            for t in [&gates, &h, &c] {
-                rec.fill(t, 0.25).unwrap();
+    let run = |device: &Device, hidden: usize| -> Result<()> {
+        let parameters = Parameters::new();
+        let mut rec = Recorder::new(&parameters);
+        let weight = rec.activation("weight_hh", &[4 * hidden, hidden])?;
+        let gates = rec.activation("gates", &[1, 1, 1, 4 * hidden])?;
+        let h = rec.activation("h", &[1, 2, 1, hidden])?;
+        let c = rec.activation("c", &[1, 2, 1, hidden])?;
+        rec.fill(&weight, f64::NAN)?;
+        [&gates, &h, &c].into_iter().try_for_each(|tensor| rec.fill(tensor, 0.25))?;
+        let of = Recurrence::new(Directions::One(Direction::Forward), &[weight], &gates, &h, &c);
+        lstm_forward::record(&mut rec, &of)?;
+        let mut workspace = open(device, &parameters, rec.finish())?;
+        workspace.run()?;
+        let last = h.row(0)?.row(1)?.reshape(&[hidden])?;
+        assert!(workspace.read::<f64>(&last)?.iter().all(|v| v.is_nan()), "{device} {hidden}");
+        assert!(matches!(workspace.scalar(&last.narrow(0, 1)?), Err(Error::NonFinite { .. })));
+        Ok(())
+    };
+    for (device, label) in devices() {
+        let variants = if device.is_gpu() { (of("lstm_forward").variants)() } else { vec!["lanes", "twin"] };
+        for (variant, hidden) in variants.into_iter().flat_map(|variant| [(variant, 4), (variant, 5)]) {
+            let forced = device.clone().with_variant("lstm_forward", variant).unwrap();
+            let fits = variant != "per_step_registers" || hidden == 4 && label == "gpu as Software";
+            match run(&forced, hidden) {
+                Ok(()) => assert!(fits, "{label} {variant} {hidden}"),
+                Err(error) => {
+                    assert!(!fits && error.to_string().contains("does not fit"), "{label} {variant}: {error}")
+                }
             }
-            let of = Recurrence::new(Direction::Forward, &weight, &gates, &h, &c);
-            lstm_forward::record(&mut rec, &of).unwrap();
-            let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
-            workspace.run().unwrap();
-            let last = h.row(1).unwrap();
-            assert!(workspace.read::<f64>(&last).unwrap().iter().all(|v| v.is_nan()), "{device} {class:?} {hidden}");
-            let one = last.reshape(&[hidden]).unwrap().narrow(0, 1).unwrap();
-            assert!(matches!(workspace.scalar(&one), Err(everloop::Error::NonFinite { .. })));
         }
     }
-}
-
-#[test]
-fn sums_over_rows() {
-    for (rows, columns) in [(1, 1), (5, 3), (17, 33), (300, 16), (600_001, 1)] {
-        for accumulate in [false, true] {
-            check(&format!("sum_rows {rows} {columns}"), 0.02, move |rec| {
-                let x = rec.input("x", &[rows, columns])?;
-                let sums = rec.activation(if accumulate { "sums" } else { "out" }, &[columns])?;
-                sum_rows::record(rec, &x, &sums, accumulate)
-            });
-        }
-    }
-}
-
-/// 600,001 rows are two dispatches.
-#[test]
-fn sums_over_rows_of_products() {
-    for (rows, width, bound) in
-        [(1, 1, 1.0), (5, 3, 1.0), (17, 33, 0.3), (300, 16, 0.3), (65_537, 65, 0.1), (600_001, 1, 0.05)]
-    {
-        for accumulate in [false, true] {
-            check(&format!("sum_products {rows} {width}"), bound, move |rec| {
-                let a = rec.input("a", &[rows + 2, width])?.narrow(1, rows)?;
-                let b = rec.input("b", &[1, rows, width + 4])?;
-                let sums = rec.activation(if accumulate { "sums" } else { "out" }, &[width])?;
-                sum_products::record(rec, (&a, 0), (&b, 4), (&sums, 0), width, accumulate)
-            });
-        }
-    }
-    check("sum_products of some columns into a part", 1.0, move |rec| {
-        let (a, b) = (rec.input("a", &[2, 9, 7])?.row(1)?, rec.input("b", &[9, 5])?);
-        let sums = rec.activation("sums", &[3, 8])?.row(1)?;
-        sum_products::record(rec, (&a, 2), (&b, 0), (&sums, 4), 4, false)
-    });
-}
-
-#[test]
-fn products_of_elements() {
-    for (len, times) in [(1, 1), (3, 1), (1, 5), (17, 33), (257, 300)] {
-        for accumulate in [false, true] {
-            check(&format!("multiply {times} x {len}"), 1.0, move |rec| {
-                let (x, factor) = (rec.input("x", &[times, len])?, rec.input("factor", &[len])?);
-                let y = rec.activation(if accumulate { "y" } else { "out" }, &[times, len])?;
-                multiply::record(rec, &x, &factor, (&y, accumulate))
-            });
-            check(&format!("multiply {times} x {len}, views"), 1.0, move |rec| {
-                let x = rec.input("x", &[times + 2, len])?.narrow(2, times)?;
-                let factor = rec.input("factor", &[3, len])?.row(1)?;
-                let y = rec.activation("y", &[times + 2, len])?.narrow(1, times)?;
-                multiply::record(rec, &x, &factor, (&y, accumulate))
-            });
-        }
-    }
-    let parameters = Parameters::new();
-    let mut rec = Recorder::new(&parameters);
-    let (x, y) = (rec.input("x", &[6]).unwrap(), rec.activation("y", &[6]).unwrap());
-    let factor = rec.input("factor", &[4]).unwrap();
-    assert!(multiply::record(&mut rec, &x, &factor, (&y, false)).is_err(), "4 does not divide 6");
-}
-
-#[test]
-fn highways_and_their_backward() {
-    for (len, bound) in [(1, 1.0), (3, 1.0), (257, 8.0), (70_001, 1.0)] {
-        for (to_x, to_h) in [(false, false), (true, false), (false, true), (true, true)] {
-            check(&format!("highway {len} {to_x} {to_h}"), bound, move |rec| {
-                let [x, h, dy] = ["x", "h", "dy"].map(|name| rec.input(name, &[len]));
-                let (x, h, dy) = (x?, h?, dy?);
-                let [carry, y, dcarry] = ["carry", "y", "dcarry"].map(|name| rec.activation(name, &[len]));
-                let (carry, y, dcarry) = (carry?, y?, dcarry?);
-                let (dx, dh) = (rec.activation("dx", &[len])?, rec.activation("dh", &[len])?);
-                highway::record(rec, &carry, &x, &h, &y)?;
-                highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, (&dx, to_x), (&dh, to_h))
-            });
-        }
-    }
-    check("highway with huge pre-activations", 1e4, move |rec| {
-        let (x, h) = (rec.input("x", &[257])?, rec.input("h", &[257])?);
-        let (carry, y) = (rec.activation("carry", &[257])?, rec.activation("y", &[257])?);
-        highway::record(rec, &carry, &x, &h, &y)
-    });
-    check("highway, outputs poisoned", 1.0, move |rec| {
-        let (gate, x) = (rec.input("gate", &[33])?, rec.input("x", &[33])?);
-        let [out, y, dcarry, dx, dh] = ["out", "y", "dcarry", "dx", "dh"].map(|name| rec.activation(name, &[33]));
-        let (carry, y, dcarry, dx, dh) = (out?, y?, dcarry?, dx?, dh?);
-        copy_columns::record(rec, (&gate, 0), (&carry, 0), 33, false)?;
-        highway::record(rec, &carry, &x, &gate, &y)?;
-        highway_backward::record(rec, &carry, &x, &gate, &x, &dcarry, (&dx, false), (&dh, false))
-    });
 }
 
 #[test]
 fn a_nan_in_a_highway_gate_reaches_the_output() {
-    for (device, class) in devices() {
+    for (device, label) in devices() {
         let parameters = Parameters::new();
         let mut rec = Recorder::new(&parameters);
         let (carry, y) = (rec.activation("carry", &[5]).unwrap(), rec.activation("y", &[5]).unwrap());
         let x = rec.input("x", &[5]).unwrap();
-        rec.fill(&carry, f32::NAN).unwrap();
+        rec.fill(&carry, f64::NAN).unwrap();
         highway::record(&mut rec, &carry, &x, &x, &y).unwrap();
-        let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
+        let mut workspace = open(&device, &parameters, rec.finish()).unwrap();
         workspace.run().unwrap();
-        assert!(workspace.read::<f64>(&y).unwrap().iter().all(|v| v.is_nan()), "{device} {class:?}");
+        assert!(workspace.read::<f64>(&y).unwrap().iter().all(|v| v.is_nan()), "{label}");
     }
 }
 
@@ -295,7 +200,7 @@ fn dropout_masks_are_equal_everywhere() {
         let masks = |device: &Device| -> Vec<Vec<f32>> {
             let parameters = Parameters::new();
             let mut rec = Recorder::new(&parameters);
-            let step = rec.input_with("step", &[1_048_574.0, 4095.0]).unwrap();
+            let step = rec.counter("step").unwrap();
             let mut masks = Vec::new();
             for (name, key) in [("a", [1, 2]), ("b", [1, 2]), ("c", [1, 2]), ("d", [2, 2]), ("e", [1, 3])] {
                 let mask = rec.activation(name, &[len]).unwrap();
@@ -305,15 +210,16 @@ fn dropout_masks_are_equal_everywhere() {
                 }
                 masks.push(mask);
             }
-            let mut workspace = Workspace::new(device, rec.finish(), &parameters).unwrap();
+            let mut workspace = open(device, &parameters, rec.finish()).unwrap();
+            assert_eq!(workspace.read_words(&step).unwrap(), [0], "a new workspace");
+            workspace.write_count(&step, u32::MAX - 1).unwrap();
             workspace.run().unwrap();
-            // the high part is now 4096: 2^20 * 2^12 wraps to 0
-            assert_eq!(workspace.read::<f64>(&step).unwrap(), [0.0, 4096.0]);
+            assert_eq!(workspace.read_words(&step).unwrap(), [0], "it begins anew behind 2^32 - 1");
             masks.iter().map(|mask| workspace.read(mask).unwrap()).collect()
         };
         let wanted = masks(&Device::reference());
-        for (device, class) in devices() {
-            assert!(masks(&device) == wanted, "{len} {p} {device} {class:?}");
+        for (device, label) in devices() {
+            assert!(masks(&device) == wanted, "{len} {p} {label}");
         }
         let scale = (1.0 / (1.0 - p)) as f32;
         let share = |mask: &[f32]| mask.iter().filter(|v| **v != 0.0).count() as f64 / len as f64;
@@ -326,102 +232,20 @@ fn dropout_masks_are_equal_everywhere() {
     }
     let parameters = Parameters::new();
     let mut rec = Recorder::new(&parameters);
-    let (step, mask) = (rec.input("step", &[2]).unwrap(), rec.activation("mask", &[4]).unwrap());
+    let (step, mask) = (rec.counter("step").unwrap(), rec.activation("mask", &[4]).unwrap());
     for p in [-0.1, 1.0, 2.0, f64::NAN] {
         assert!(dropout_mask::record(&mut rec, &step, &mask, [0, 0], p).is_err(), "{p}");
     }
-    assert!(dropout_mask::record(&mut rec, &mask, &step, [0, 0], 0.5).is_err(), "a step is two floats");
-    assert!(count::record(&mut rec, &mask).is_err());
-}
-
-#[test]
-fn embeddings_and_one_hot() {
-    for (rows, vocab, columns) in [(1, 1, 1), (7, 3, 5), (64, 300, 17), (40_000, 2, 1)] {
-        check("embedding_forward", 1.0, move |rec| {
-            let (ids, table) = (rec.tokens("ids", &[rows], vocab)?, rec.input("table", &[vocab, columns])?);
-            let y = rec.activation("out", &[rows, columns])?;
-            embedding_forward::record(rec, &ids, &table, &y)
-        });
-        for accumulate in [false, true] {
-            check("embedding_backward", 0.02, move |rec| {
-                let (ids, dy) = (rec.tokens("ids", &[rows], vocab)?, rec.input("dy", &[rows, columns])?);
-                let dtable = rec.activation(if accumulate { "dtable" } else { "out" }, &[vocab, columns])?;
-                embedding_backward::record(rec, &ids, &dy, &dtable, accumulate)
-            });
-        }
-        check("one_hot", 1.0, move |rec| {
-            let ids = rec.tokens("ids", &[rows], vocab)?;
-            let y = rec.activation("out", &[rows, vocab])?;
-            one_hot::record(rec, &ids, &y)
-        });
-    }
-}
-
-#[test]
-fn cross_entropy() {
-    for (rows, classes, bound) in [(1, 1, 1.0), (3, 2, 1.0), (5, 63, 1.0), (2, 64, 100.0), (9, 65, 1e4), (70, 300, 5.0)]
-    {
-        check(&format!("softmax_cross_entropy {rows} {classes}"), bound, move |rec| {
-            let logits = rec.input("logits", &[rows, classes])?;
-            let targets = rec.targets("targets", &[rows], classes)?;
-            let out = everloop::loss::softmax_cross_entropy(rec, "loss.out", &logits, &targets)?;
-            rec.want_gradient(&logits)?;
-            rec.backward(&out.loss)
-        });
-    }
-}
-
-#[test]
-fn squared_error_norm_clip_and_descent() {
-    for len in [1usize, 3, 255, 5_000, 70_000] {
-        check(&format!("mean_squared_error of {len}"), 1.0, move |rec| {
-            let x = rec.input("x", &[len])?;
-            rec.want_gradient(&x)?;
-            let wanted = rec.input("wanted", &[len])?;
-            let loss = everloop::loss::mean_squared_error(rec, "out", &x, &wanted)?;
-            rec.backward(&loss)
-        });
-        for max_norm in [1e-3, 1e6] {
-            check(&format!("clip_norm of {len}"), 1.0, move |rec| {
-                let partials = rec.activation("partials", &[sum_squares::parts(len)])?;
-                let (norm, g) = (rec.activation("norm", &[1])?, rec.activation("g", &[len])?);
-                let (rate, w) = (rec.input("rate", &[1])?, rec.activation("w", &[len])?);
-                sum_squares::record(rec, &g, &partials)?;
-                sum::record(rec, &partials, &norm, 1, true)?;
-                clip_norm::record(rec, &norm, &g, max_norm)?;
-                sgd::record(rec, &rate, &g, &w)
-            });
-        }
-    }
-}
-
-#[test]
-fn copies_of_columns() {
-    for (rows, from, to, width) in [(1, 1, 1, 1), (5, 7, 9, 3), (300, 16, 48, 16)] {
-        for accumulate in [false, true] {
-            check("copy_columns", 1.0, move |rec| {
-                let x = rec.input("x", &[rows, from])?;
-                let y = rec.activation("y", &[rows, to])?;
-                copy_columns::record(rec, (&x, from - width), (&y, to - width), width, accumulate)
-            });
-        }
-    }
-}
-
-/// A grid folded into two dimensions, past 65,535 workgroups.
-#[test]
-fn more_elements_than_one_dimension_of_workgroups() {
-    check("fill of 17 million", 1.0, move |rec| {
-        let out = rec.activation("out", &[17_000_003])?;
-        rec.fill(&out, 2.5)
-    });
+    let one = rec.activation("one", &[1]).unwrap();
+    assert!(dropout_mask::record(&mut rec, &mask, &one, [0, 0], 0.5).is_err(), "a step is one word");
+    assert!(dropout_mask::record(&mut rec, &one, &mask, [0, 0], 0.5).is_err(), "a step is no float");
+    assert!(count::record(&mut rec, &mask).is_err() && count::record(&mut rec, &one).is_err());
 }
 
 /// The first of several largest logits counts, and a batch without any counted target has loss 0 and no gradient.
 #[test]
 fn ties_and_batches_that_do_not_count() {
-    use everloop::loss::IGNORE;
-    for (device, class) in devices() {
+    for (device, label) in devices() {
         let parameters = Parameters::new();
         let mut rec = Recorder::new(&parameters);
         let logits = rec.input("logits", &[4, 70]).unwrap();
@@ -431,7 +255,7 @@ fn ties_and_batches_that_do_not_count() {
         rec.backward(&out.loss).unwrap();
         let plan = rec.finish();
         let gradient = plan.tensor("dlogits").unwrap();
-        let mut workspace = Workspace::new(&device, plan, &parameters).unwrap();
+        let mut workspace = open(&device, &parameters, plan).unwrap();
         let mut values = vec![0.0f32; 4 * 70];
         // row 0: all equal; row 1: places 2 and 66; row 2: 66 and 69; row 3: only 69
         for place in [70 + 2, 70 + 66, 140 + 66, 140 + 69, 210 + 69] {
@@ -441,13 +265,13 @@ fn ties_and_batches_that_do_not_count() {
         for (ids, accuracy) in [([0, 2, 66, 69], 1.0), ([1, 66, 69, 0], 0.0), ([0, IGNORE, IGNORE, 0], 0.5)] {
             workspace.write_tokens(&targets, &ids).unwrap();
             workspace.run().unwrap();
-            assert_eq!(workspace.scalar(&out.accuracy).unwrap(), accuracy, "{device} {class:?}");
+            assert_eq!(workspace.scalar(&out.accuracy).unwrap(), accuracy, "{label}");
         }
         workspace.write_tokens(&targets, &[IGNORE; 4]).unwrap();
         workspace.run().unwrap();
         assert_eq!(workspace.scalar(&out.loss).unwrap(), 0.0);
         assert_eq!(workspace.scalar(&out.counted).unwrap(), 0.0);
-        assert!(workspace.read::<f64>(&gradient).unwrap().iter().all(|d| *d == 0.0), "{device} {class:?}");
+        assert!(workspace.read::<f64>(&gradient).unwrap().iter().all(|d| *d == 0.0), "{label}");
     }
 }
 
@@ -459,8 +283,18 @@ fn long_sums_on_the_cpu() {
     let x = rec.activation("x", &[20_000_000, 1]).unwrap();
     rec.fill(&x, 1.0).unwrap();
     let sums = rec.activation("sums", &[1]).unwrap();
-    sum_rows::record(&mut rec, &x, &sums, false).unwrap();
-    let mut workspace = Workspace::new(&Device::cpu(), rec.finish(), &parameters).unwrap();
+    sum_rows::record(&mut rec, &x, &Target::replace(&sums)).unwrap();
+    let mut workspace = open(&Device::cpu(), &parameters, rec.finish()).unwrap();
     workspace.run().unwrap();
     assert_eq!(workspace.scalar(&sums).unwrap(), 2e7);
+}
+
+#[test]
+fn a_factor_that_does_not_divide_is_refused() {
+    let parameters = Parameters::new();
+    let mut rec = Recorder::new(&parameters);
+    let (x, y) = (rec.input("x", &[6]).unwrap(), rec.activation("y", &[6]).unwrap());
+    let factor = rec.input("factor", &[4]).unwrap();
+    assert!(multiply::record(&mut rec, &x, &factor, &Target::replace(&y)).is_err(), "4 does not divide 6");
+    assert!(multiply::record(&mut rec, &x, &factor.narrow(0, 3).unwrap(), &Target::replace(&y)).is_ok());
 }

@@ -5,8 +5,8 @@ mod common;
 
 use common::{F32, Model, gpu};
 use everloop::kernel::AdapterClass;
-use everloop::run::lockstep;
-use everloop::{Device, Result, Rng, Workspace};
+use everloop::lockstep;
+use everloop::{Device, Result, Rng, Store, Workspace};
 
 /// A value within rounding of a clip's limit takes either branch: a model with a clip is drawn again, once.
 fn compare(model: &Model, seed: u64, device: &Device, against: &Device) -> Result<f64> {
@@ -19,8 +19,8 @@ fn compare(model: &Model, seed: u64, device: &Device, against: &Device) -> Resul
 fn compare_once(model: &Model, seed: u64, device: &Device, against: &Device) -> Result<f64> {
     let (parameters, plan) = model.record(&mut Rng::new(seed))?;
     let plan = std::sync::Arc::new(plan);
-    let mut left = Workspace::guarded(device, plan.clone(), &parameters)?;
-    let mut right = Workspace::new(against, plan, &parameters)?;
+    let mut left = Workspace::guarded(&Store::new(device, &parameters)?, plan.clone())?;
+    let mut right = Workspace::new(&Store::new(against, &parameters)?, plan)?;
     for workspace in [&mut left, &mut right] {
         workspace.poison()?;
         model.write(workspace, &mut Rng::new(seed + 1))?;
@@ -66,8 +66,8 @@ fn two_different_plans_are_not_compared() {
     let mut rng = Rng::new(1);
     let (a, b) = (Model::random(&mut rng, 5, 3, 3), Model::random(&mut rng, 6, 3, 3));
     let ((pa, plan_a), (pb, plan_b)) = (a.record(&mut rng).unwrap(), b.record(&mut rng).unwrap());
-    let mut left = Workspace::new(&Device::cpu(), plan_a, &pa).unwrap();
-    let mut right = Workspace::new(&Device::cpu(), plan_b, &pb).unwrap();
+    let mut left = Workspace::new(&Store::new(&Device::cpu(), &pa).unwrap(), plan_a).unwrap();
+    let mut right = Workspace::new(&Store::new(&Device::cpu(), &pb).unwrap(), plan_b).unwrap();
     assert!(lockstep::run(&mut left, &mut right, F32).is_err());
 }
 
@@ -79,8 +79,8 @@ fn rows_that_nobody_writes_are_seen() {
     let out = rec.activation("out", &[3, 2]).unwrap();
     rec.fill(&out.narrow(0, 2).unwrap(), 1.0).unwrap();
     let plan = std::sync::Arc::new(rec.finish());
-    let mut left = Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap();
-    let mut right = Workspace::new(&Device::reference(), plan, &parameters).unwrap();
+    let mut left = Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), plan.clone()).unwrap();
+    let mut right = Workspace::new(&Store::new(&Device::reference(), &parameters).unwrap(), plan).unwrap();
     left.poison().unwrap();
     right.poison().unwrap();
     let seen = lockstep::run(&mut left, &mut right, F32);
@@ -95,7 +95,8 @@ fn a_nan_on_one_side_is_a_difference() {
     rec.fill(&out.narrow(0, 1).unwrap(), 1.0).unwrap();
     let plan = std::sync::Arc::new(rec.finish());
     for poisoned in [0, 1] {
-        let mut both = [(); 2].map(|()| Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap());
+        let mut both =
+            [(); 2].map(|()| Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), plan.clone()).unwrap());
         both[poisoned].poison().unwrap();
         let [mut left, mut right] = both;
         let seen = lockstep::run(&mut left, &mut right, F32);

@@ -3,15 +3,16 @@
 mod common;
 
 use common::{Model, gpu};
-use everloop::kernels::lstm_backward::{self, Gradients, LstmBackward};
-use everloop::kernels::lstm_forward::{self, LstmForward};
-use everloop::kernels::recurrence::{COUPLED, LENGTHS, NORM, OUTPUT_CLIP, PROJECTION, Variant};
-use everloop::kernels::{copy_columns, recurrence::Recurrence};
+use everloop::Direction;
+use everloop::instruments::kernels::lstm_backward::{self, Gradients, LstmBackward};
+use everloop::instruments::kernels::lstm_forward::{self, LstmForward};
+use everloop::instruments::kernels::recurrence::{COUPLED, LENGTHS, NORM, OUTPUT_CLIP, PROJECTION, Sequence};
+use everloop::instruments::kernels::{copy_columns, recurrence::Recurrence};
 use everloop::layers::{
     Bias, Connection, Dropout, Fill, Init, Join, LstmConfig, LstmInputs, LstmState, add, columns, multiply,
 };
-use everloop::plan::Direction;
-use everloop::{Device, Parameters, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::plan::Directions;
+use everloop::{Device, Parameters, Recorder, Rng, Store, Tensor, Workspace, loss};
 
 fn devices() -> Vec<Device> {
     [Some(Device::cpu()), Some(Device::cpu_f64()), gpu()].into_iter().flatten().collect()
@@ -62,8 +63,8 @@ fn inputs_that_do_not_fit() {
     let mut rec = Recorder::new(&parameters);
     let x = rec.input("x", &[5, 2, 3]).unwrap();
     let floats = rec.input("floats", &[2]).unwrap();
-    let longer = rec.tokens("longer", &[2], 8).unwrap();
-    let rows = rec.tokens("rows", &[3], 6).unwrap();
+    let longer = rec.lengths("longer", 2, 7).unwrap();
+    let rows = rec.lengths("rows", 3, 5).unwrap();
     for lengths in [&floats, &longer, &rows] {
         let inputs = LstmInputs { lengths: Some(lengths), ..LstmInputs::default() };
         assert!(lstm.record_with(&mut rec, &x, inputs).is_err());
@@ -78,13 +79,14 @@ fn inputs_that_do_not_fit() {
 
     let lengths = rec.tokens("lengths", &[4], 6).unwrap();
     let (from, to) = (rec.input("from", &[10, 1]).unwrap(), rec.activation("to", &[10, 1]).unwrap());
-    let part = copy_columns::Rows {
-        batch: 2,
+    let part = copy_columns::BatchRows {
+        batch: 3,
         source_batch_first: false,
         target_batch_first: false,
         lengths: Some(lengths.narrow(2, 2).unwrap()),
     };
-    assert!(copy_columns::record_rows(&mut rec, (&from, 0), (&to, 0), 1, false, Some(&part)).is_err());
+    let to = everloop::Target::replace(&to);
+    assert!(copy_columns::record_columns(&mut rec, (&from, 0), (&to, 0), 1, Some(&part)).is_err());
 }
 
 /// Parameters written by hand reach no place outside of the slots.
@@ -92,39 +94,80 @@ fn inputs_that_do_not_fit() {
 fn kernels_refuse_variants_that_do_not_fit() {
     let parameters = Parameters::new();
     let mut rec = Recorder::new(&parameters);
-    let recurrence = |rec: &mut Recorder<'_>| -> Result<Recurrence> {
-        let (gates, h) = (rec.activation("gates", &[3, 2, 16])?, rec.activation("h", &[4, 2, 4])?);
-        let c = rec.activation("c", &[4, 2, 4])?;
-        Ok(Recurrence::new(Direction::Forward, &rec.input("weight", &[16, 4])?, &gates, &h, &c))
+    let shape = |rows: usize, columns: usize| [1, rows, 2, columns];
+    let weight = rec.input("weight", &[16, 4]).unwrap();
+    let [gates, dgates] = ["gates", "dgates"].map(|name| rec.activation(name, &shape(3, 16)).unwrap());
+    let [h, c, dh, dc] = ["h", "c", "dh", "dc"].map(|name| rec.activation(name, &shape(4, 4)).unwrap());
+    let all = Recurrence::new(Directions::One(Direction::Forward), &[weight], &gates, &h, &c);
+    lstm_forward::record(&mut rec, &all).unwrap();
+    let to = Gradients { dgates, dh, dc, dnormalized: None };
+    lstm_backward::record(&mut rec, &all, &to).unwrap();
+    let operands = lstm_forward::Tensors {
+        weight_hh: &all.weight_hh[0],
+        gates: &all.gates,
+        h: &all.h,
+        c: &all.c,
+        lengths: None,
+        peephole: None,
+        mask: None,
+        m: None,
+        weight_hr: None,
+        layer_norm: None,
+        normalized: None,
     };
-    let all = recurrence(&mut rec).unwrap();
-    let (LstmForward(fits), operands) = lstm_forward::step(&all).unwrap();
-    let to = Gradients {
-        dgates: rec.activation("dgates", &[3, 2, 16]).unwrap(),
-        dh: rec.activation("dh", &[4, 2, 4]).unwrap(),
-        dc: rec.activation("dc", &[4, 2, 4]).unwrap(),
+    let gradients = lstm_backward::Tensors {
+        weight_hh: &all.weight_hh[0],
+        gates: &all.gates,
+        c: &all.c,
+        dgates: &to.dgates,
+        dh: &to.dh,
+        dc: &to.dc,
+        peephole: None,
+        mask: None,
+        weight_hr: None,
+        h: None,
+        layer_norm: None,
+        normalized: None,
         dnormalized: None,
     };
-    let (backward, gradients) = lstm_backward::step(&all, &to).unwrap();
-    assert_eq!(backward, LstmBackward(fits));
+    let fits = Sequence {
+        steps: 3,
+        batch: 2,
+        hidden: 4,
+        outputs: 4,
+        directions: 1,
+        reverse: 0,
+        options: 0,
+        mask_steps: 0,
+        weight_hh_stride: 0,
+        peephole_stride: 0,
+        weight_hr_stride: 0,
+        layer_norm_stride: 0,
+        forget_bias: 0.0,
+        cell_clip: 0.0,
+        output_clip: 0.0,
+        epsilon: 0.0,
+    };
     for wrong in [
-        Variant { outputs: 3, ..fits },
-        Variant { outputs: 5, ..fits },
-        Variant { hidden: 5, ..fits },
-        Variant { steps: 4, ..fits },
-        Variant { batch: 0, ..fits },
-        Variant { options: OUTPUT_CLIP, ..fits },
-        Variant { options: LENGTHS, ..fits },
-        Variant { options: NORM, ..fits },
-        Variant { options: PROJECTION, outputs: 2, ..fits },
+        Sequence { outputs: 3, ..fits },
+        Sequence { outputs: 5, ..fits },
+        Sequence { hidden: 5, ..fits },
+        Sequence { steps: 4, ..fits },
+        Sequence { batch: 0, ..fits },
+        Sequence { options: OUTPUT_CLIP, ..fits },
+        Sequence { options: LENGTHS, ..fits },
+        Sequence { options: NORM, ..fits },
+        Sequence { options: PROJECTION, outputs: 2, ..fits },
+        Sequence { directions: 2, ..fits },
+        Sequence { directions: 0, ..fits },
     ] {
-        assert!(rec.push_some(LstmForward(wrong), &operands).is_err(), "{wrong:?}");
+        assert!(rec.push(LstmForward(wrong), operands).is_err(), "{wrong:?}");
         // the way back tells ended rows by their gates: it has no slot of lengths that could be missing
-        let refused = rec.push_some(LstmBackward(wrong), &gradients).is_err();
+        let refused = rec.push(LstmBackward(wrong), gradients).is_err();
         assert_eq!(refused, wrong.options != LENGTHS, "{wrong:?}");
     }
-    rec.push_some(LstmForward(Variant { options: COUPLED, ..fits }), &operands).unwrap();
-    rec.push_some(backward, &gradients).unwrap();
+    rec.push(LstmForward(Sequence { options: COUPLED, ..fits }), operands).unwrap();
+    rec.push(LstmBackward(fits), gradients).unwrap();
     let mut odd = all.clone();
     for (cell_clip, forget_bias) in [(Some(f64::NAN), 0.0), (Some(-1.0), 0.0), (None, f64::INFINITY)] {
         (odd.options.cell_clip, odd.options.forget_bias) = (cell_clip, forget_bias);
@@ -211,7 +254,7 @@ fn masks(device: &Device, seed: u64, runs: usize) -> Vec<Vec<f64>> {
     let y = encoder.record_with(&mut rec, &x, inputs).unwrap().output;
     decoder.record_with(&mut rec, &y, inputs).unwrap();
     let plan = std::sync::Arc::new(rec.finish());
-    let mut workspace = Workspace::new(device, plan.clone(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(device, &parameters).unwrap(), plan.clone()).unwrap();
     (0..runs).for_each(|_| workspace.run().unwrap());
     ["encoder.0.mask", "encoder.0.recurrent_mask", "encoder.1.recurrent_mask", "decoder.0.mask"]
         .map(|name| workspace.read(&plan.tensor(name).unwrap()).unwrap())
@@ -247,9 +290,8 @@ fn variational_masks_and_plans_without_dropout() {
     assert!(plan.slots().iter().all(|slot| !slot.name.contains("mask")));
     model.dropout = true;
     let (_, plan) = model.record(&mut Rng::new(1)).unwrap();
-    for (name, columns) in [("lstm.0.mask", 6), ("lstm.1.recurrent_mask", 6)] {
-        assert_eq!(plan.tensor(name).unwrap().shape(), [model.batch, columns]);
-    }
+    assert_eq!(plan.tensor("lstm.0.mask").unwrap().shape(), [model.batch, 6]);
+    assert_eq!(plan.tensor("lstm.1.recurrent_mask").unwrap().shape(), [1, model.batch, 6]);
 }
 
 /// Initial values reach every layer and direction.
@@ -294,19 +336,19 @@ fn rows_of_a_batch_do_not_know_of_each_other() {
     for device in devices() {
         let mut rec = Recorder::new(&parameters);
         let slot = rec.input("x", &[steps, 4, 3]).unwrap();
-        let given = rec.tokens("lengths", &[4], steps + 1).unwrap();
+        let given = rec.lengths("lengths", 4, steps).unwrap();
         let inputs = LstmInputs { lengths: Some(&given), cells: true, ..LstmInputs::default() };
         let all = lstm.record_with(&mut rec, &slot, inputs).unwrap();
-        let mut workspace = Workspace::new(&device, rec.finish(), &parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(&device, &parameters).unwrap(), rec.finish()).unwrap();
         workspace.write(&slot, &x).unwrap();
-        workspace.write_tokens(&given, &lengths).unwrap();
+        workspace.write_lengths(&given, &lengths).unwrap();
         workspace.run().unwrap();
         let output = read(&mut workspace, &all.output);
         for (row, length) in lengths.iter().map(|length| *length as usize).enumerate() {
             let mut rec = Recorder::new(&parameters);
             let alone = rec.input("x", &[length, 3]).unwrap();
             let one = lstm.record(&mut rec, &alone, None).unwrap();
-            let mut single = Workspace::new(&device, rec.finish(), &parameters).unwrap();
+            let mut single = Workspace::new(&Store::new(&device, &parameters).unwrap(), rec.finish()).unwrap();
             let of_row: Vec<f64> = (0..length).flat_map(|t| x[(t * 4 + row) * 3..][..3].to_vec()).collect();
             single.write(&alone, &of_row).unwrap();
             single.run().unwrap();
@@ -354,7 +396,7 @@ fn a_training_step_with_every_option_is_one_submit() {
     let mut model = Model::of(config);
     (model.lengths, model.dropout, model.cells) = (true, true, true);
     let (parameters, plan) = model.record(&mut Rng::new(1)).unwrap();
-    let mut workspace = Workspace::new(&gpu, plan, &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&gpu, &parameters).unwrap(), plan).unwrap();
     model.write(&mut workspace, &mut Rng::new(2)).unwrap();
     workspace.run().unwrap();
     workspace.finish().unwrap();

@@ -1,203 +1,304 @@
-//! Planted errors: each checker of kernels must see a wrong sign, swapped gates, a loop one short, an
-//! unwritten output, and a write outside a slot. A checker that stays green here is worth nothing.
+//! Planted errors: each checker of kernels must see a wrong sign, swapped gates, a loop one short, an unwritten
+//! output, and a write outside a slot, in every variant. A checker that stays green here is worth nothing.
 
 mod common;
 
-use bytemuck::{Pod, Zeroable};
-use common::{F32, fill_random, gpu};
-use everloop::doctor::{self, Case};
-use everloop::float::Float;
-use everloop::kernel::{AdapterClass, Binding, Dispatch, Kernel, Operand, Operation, Shader};
-use everloop::kernels::lstm_backward::{self, LstmBackward};
-use everloop::kernels::lstm_forward::{self, LstmForward};
-use everloop::kernels::recurrence::{LENGTHS, NORM, OUTPUT_CLIP, PROJECTION};
-use everloop::plan::Direction;
-use everloop::run::lockstep;
-use everloop::{Device, Error, Parameters, Recorder, Result, Rng, Workspace};
+use common::{F32, gpu};
+use everloop::Float;
+use everloop::doctor;
+use everloop::instruments::check;
+use everloop::instruments::kernels::lstm_backward::{self, LstmBackward};
+use everloop::instruments::kernels::lstm_forward::{self, LstmForward};
+use everloop::instruments::kernels::recurrence::{LENGTHS, MASK, NORM, OUTPUT_CLIP, PEEPHOLE, PROJECTION, cases};
+use everloop::instruments::kernels::subtract::{self, Subtract};
+use everloop::kernel::{AdapterClass, Binding, Field, Fields, Kernel, Operand, Operands, Part, Stage, Variant};
+use everloop::{Case, Device, Error, Parameters, Recorder, Result, Store, Tensor, Workspace};
+use everloop::{Direction, plan::Directions};
 
-/// Text replaced in a shader, the error in words, and whether the guard words must see it.
-type Plant = (&'static str, &'static str, &'static str);
-
-const FORWARD: [Plant; 8] = [
-    ("sign", "+ s.x * masked;", "- s.x * masked;"),
-    ("swapped gates", "var cell = f *", "var cell = s.w *"),
-    ("loop one short", "q < 16u; q++", "q < 15u; q++"),
-    ("unwritten output", "      h[(after + row) * params.outputs + unit] =", "      let unused ="),
-    (
-        "outside",
-        "      c[(after + row) * params.hidden + unit] = cell;",
-        "      c[(after + row) * params.hidden + unit] = cell; c[(params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
-    ),
-    // of the stages that a norm and a projection add
-    (
-        "a mean of the wrong count",
-        "/ count + params.epsilon);\n\n  if (mine)",
-        "/ (count + 1.0) + params.epsilon);\n\n  if (mine)",
-    ),
-    ("a length one too long", "if (t >= lengths[row]) {\n        sum", "if (t > lengths[row]) {\n        sum"),
-    ("no clip", "sum = select(clamp(sum, -params.output_clip, params.output_clip), sum", "sum = select(sum, sum"),
-];
-
-const BACKWARD: [Plant; 8] = [
-    ("sign", "dc[e] + dht * o", "dc[e] - dht * o"),
-    ("swapped gates", "var d_i = dct * g", "var d_i = dct * f"),
-    ("loop one short", "q < 16u; q++", "q < 15u; q++"),
-    ("unwritten output", "      dc[e] = dct;\n", ""),
-    (
-        "outside",
-        "      dh[e] = dht;",
-        "      dh[e] = dht; dh[(params.steps + 1u) * params.batch * params.outputs + unit] = 1.0;",
-    ),
-    ("a mean left out", "scale * (d - means.x", "scale * (d"),
-    ("a mean left out of the gates", "scale * (gain * dy - mean", "scale * (gain * dy"),
-    ("a clip that lets gradients through", "abs(states[e]) >= params.output_clip", "abs(states[e]) >= 1e9"),
-];
-
-/// Constants and grid of dispatch number `N` of a kernel.
-macro_rules! stage {
-    ($n:literal) => {
-        (
-            |k| Operation::dispatches(&k.0, AdapterClass::Hardware)[$n].constants.clone(),
-            |k| Operation::dispatches(&k.0, AdapterClass::Hardware)[$n].grid,
-        )
-    };
+/// An error: what it is, the options of the cell that show it, and the text that is replaced in the shaders of each
+/// variant, `per_step_registers` and `per_step`.
+struct Plant {
+    what: &'static str,
+    options: u32,
+    texts: [[&'static str; 2]; 2],
 }
 
-/// A kernel with plant number `P` in one of its general shaders; the twin is the true one.
+/// The same text in both variants.
+const fn both(what: &'static str, options: u32, from: &'static str, to: &'static str) -> Plant {
+    Plant { what, options, texts: [[from, to], [from, to]] }
+}
+
+const fn each(what: &'static str, options: u32, registers: [&'static str; 2], plain: [&'static str; 2]) -> Plant {
+    Plant { what, options, texts: [registers, plain] }
+}
+
+const ALL: u32 = LENGTHS | PEEPHOLE | MASK | PROJECTION | OUTPUT_CLIP | NORM;
+
+const FORWARD: [Plant; 10] = [
+    // in lstm_cell.wgsl
+    both("sign", 0, "f * c_before + i * masked", "f * c_before - i * masked"),
+    both("swapped gates", 0, "return vec4<f32>(i, f, g, f *", "return vec4<f32>(f, i, g, f *"),
+    both(
+        "a peephole of another gate",
+        PEEPHOLE,
+        "v += vec3<f32>(w * c_before, 0.0)",
+        "v += vec3<f32>(w.yx * c_before, 0.0)",
+    ),
+    // in the product around it
+    each(
+        "loop one short",
+        0,
+        ["q < stride + wg.z; q++", "q + 1u < stride + wg.z; q++"],
+        ["q < 16u; q++", "q < 15u; q++"],
+    ),
+    each(
+        "unwritten output",
+        0,
+        ["        h[params.h_at / 4u + (s.after + row) * stride + j] =", "        result ="],
+        ["        h[params.h_at + (s.after + row) * params.outputs + unit] =", "        result ="],
+    ),
+    each(
+        "outside",
+        0,
+        [
+            "      c[params.c_at / 4u + (s.after + row) * stride + j] = c_after;",
+            "      c[params.c_at / 4u + (s.after + row) * stride + j] = c_after;
+             c[params.directions * (params.steps + 1u) * params.batch * stride + j] = vec4<f32>(1.0);",
+        ],
+        [
+            "      c[params.c_at + (s.after + row) * params.hidden + unit] = cell;",
+            "      c[params.c_at + (s.after + row) * params.hidden + unit] = cell;
+             c[params.directions * (params.steps + 1u) * params.batch * params.hidden + unit] = 1.0;",
+        ],
+    ),
+    both("a length one too long", LENGTHS, "if (s.t >= lengths[", "if (s.t > lengths["),
+    // in the stages that a norm and a projection add
+    both("a mean of the wrong count", ALL, ".x / count + params.epsilon);", ".x / (count + 1.0) + params.epsilon);"),
+    both("a length one too long, normed", ALL, "ended = s.t >= lengths[", "ended = s.t > lengths["),
+    each(
+        "no clip",
+        ALL,
+        ["if (has_output_clip) {\n      v =", "if (has_output_clip && params.output_clip < 0.0) {\n      v ="],
+        ["sum = clipped(sum, params.output_clip);", "sum += 0.0;"],
+    ),
+];
+
+const BACKWARD: [Plant; 10] = [
+    // in lstm_cell.wgsl
+    both("sign", 0, "var dct = dc + dm * o", "var dct = dc - dm * o"),
+    both("swapped gates", 0, "return vec4<f32>(dy_i, dy_f, dy_g", "return vec4<f32>(dy_f, dy_i, dy_g"),
+    both("a peephole left out", PEEPHOLE, "dct += dy_o * w_o;", "dct += 0.0 * w_o;"),
+    // in the product around it
+    each("loop one short", 0, ["q < width; q++", "q + 1u < width; q++"], ["q < 16u; q++", "q < 15u; q++"]),
+    each(
+        "unwritten output",
+        0,
+        ["        dgates[to + quads] = d[1];\n", ""],
+        ["        dgates[to + hidden] = state.y;\n", ""],
+    ),
+    each(
+        "outside",
+        0,
+        [
+            "      dh[params.dh_at / 4u + e] = dht;",
+            "      dh[params.dh_at / 4u + e] = dht;
+             dh[params.directions * (params.steps + 1u) * params.batch * stride + j] = vec4<f32>(1.0);",
+        ],
+        [
+            "      dh[params.dh_at + e] = dht;",
+            "      dh[params.dh_at + e] = dht;
+             dh[params.directions * (params.steps + 1u) * params.batch * params.outputs + unit] = 1.0;",
+        ],
+    ),
+    both("a row that ended goes on", LENGTHS, "== 0.0;\n    }\n    var dht", "== 2.0;\n    }\n    var dht"),
+    // in the stages that a norm and a projection add
+    both("a mean left out", ALL, "scale * (d - means.x", "scale * (d"),
+    both("a mean left out of the gates", ALL, "scale * (gain * dy - mean -", "scale * (gain * dy -"),
+    each(
+        "a clip that lets gradients through",
+        ALL,
+        ["abs(v) >= params.output_clip", "abs(v) >= 1e9"],
+        ["abs(states[states_at + e]) >= params.output_clip", "abs(states[states_at + e]) >= 1e9"],
+    ),
+];
+
+/// The stages with a text replaced in the files that have it.
+fn plant(stages: Vec<Stage>, what: &str, [from, to]: [&str; 2]) -> Vec<Stage> {
+    let sources: Vec<&str> = stages.iter().flat_map(|stage| stage.parts).map(|part| part.source).collect();
+    assert!(sources.iter().any(|source| source.contains(from)), "{what}: nothing was planted");
+    let broken = |part: &Part| Part { source: part.source.replace(from, to).leak(), ..*part };
+    let replace = |stage: Stage| Stage { parts: stage.parts.iter().map(broken).collect::<Vec<_>>().leak(), ..stage };
+    stages.into_iter().map(replace).collect()
+}
+
+/// Plant number `P` in variant number `V` of a kernel; name, operands and twin are the true ones.
 macro_rules! planted {
-    ($name:ident, $inner:ty, $plants:ident) => {
-        #[repr(transparent)]
-        #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-        struct $name<const P: usize>($inner);
+    ($name:ident, $module:ident, $inner:ident, $plants:ident) => {
+        #[derive(Debug)]
+        struct $name<const P: usize, const V: usize>($inner);
 
-        impl<const P: usize> Kernel for $name<P> {
-            const NAME: &'static str = <$inner as Kernel>::NAME;
-            const BINDINGS: &'static [Binding] = <$inner as Kernel>::BINDINGS;
-            const FIELDS: &'static [&'static str] = <$inner as Kernel>::FIELDS;
-            const FLOATS: &'static [&'static str] = <$inner as Kernel>::FLOATS;
+        impl<const P: usize, const V: usize> Fields for $name<P, V> {
+            const FIELDS: &'static [Field] = <$inner as Fields>::FIELDS;
+            fn values(&self) -> Vec<f64> {
+                self.0.values()
+            }
+        }
 
-            fn shaders() -> &'static [Shader<Self>] {
-                &[]
+        impl<const P: usize, const V: usize> Operands for $name<P, V> {
+            const BINDINGS: &'static [Binding] = <$inner as Operands>::BINDINGS;
+            type Tensors<'a> = $module::Tensors<'a>;
+            type Slices<'a, T: Float> = $module::Slices<'a, T>;
+            type Sizes = $module::Sizes;
+            fn list<'a>(tensors: &Self::Tensors<'a>) -> Vec<Option<&'a Tensor>> {
+                $inner::list(tensors)
             }
-            fn sequence(&self, _: AdapterClass) -> Vec<&'static Shader<Self>> {
-                type Stage<K> = (fn(&K) -> Vec<(&'static str, f64)>, fn(&K) -> [u32; 3]);
-                let stages: [Stage<Self>; 4] = [stage!(0), stage!(1), stage!(2), stage!(3)];
-                let (what, from, to) = $plants[P];
-                let dispatches = Operation::dispatches(&self.0, AdapterClass::Hardware);
-                assert!(dispatches.iter().any(|d| d.source.contains(from)), "{what}: nothing was planted");
-                let broken = |(d, (constants, grid)): (Dispatch, Stage<Self>)| {
-                    &*Box::leak(Box::new(Shader {
-                        // the name is the key of the pipeline
-                        name: Box::leak(format!("{}_planted_{P}", d.shader).into_boxed_str()),
-                        source: Box::leak(d.source.replace(from, to).into_boxed_str()),
-                        suits: |_, _| true,
-                        constants,
-                        grid,
-                        binds: Some(Box::leak(d.binds.into_boxed_slice())),
-                    }))
-                };
-                dispatches.into_iter().zip(stages).map(broken).collect()
+            fn tensors<'a>(list: &'a [Option<Tensor>]) -> Option<Self::Tensors<'a>> {
+                <$inner as Operands>::tensors(list)
             }
-            fn needs(&self) -> Option<Vec<u128>> {
+            fn slices<T: Float>(list: Vec<Operand<'_, T>>) -> Self::Slices<'_, T> {
+                $inner::slices(list)
+            }
+            fn sizes(sizes: &Self::Sizes) -> Vec<u128> {
+                $inner::sizes(sizes)
+            }
+        }
+
+        impl<const P: usize, const V: usize> Kernel for $name<P, V> {
+            const NAME: &'static str = $inner::NAME;
+            fn variants() -> &'static [Variant<Self>] {
+                &[Variant {
+                    name: "planted",
+                    fits: |k, of, adapter| ($inner::variants()[V].fits)(&k.0, of, adapter),
+                    stages: |k| {
+                        let Plant { what, texts, .. } = &$plants[P];
+                        plant(($inner::variants()[V].stages)(&k.0), what, texts[V])
+                    },
+                    repeats: |k| ($inner::variants()[V].repeats)(&k.0),
+                    scratch: |k| ($inner::variants()[V].scratch)(&k.0),
+                }]
+            }
+            fn needs(&self) -> Option<Self::Sizes> {
                 Kernel::needs(&self.0)
-            }
-            fn repeats(&self) -> u32 {
-                Kernel::repeats(&self.0)
             }
             fn flops(&self) -> f64 {
                 Kernel::flops(&self.0)
             }
-            fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-                self.0.twin(operands);
+            fn twin<T: Float>(&self, slices: Self::Slices<'_, T>) {
+                self.0.twin(slices);
             }
         }
     };
 }
-planted!(Forward, LstmForward, FORWARD);
-planted!(Backward, LstmBackward, BACKWARD);
+planted!(Forward, lstm_forward, LstmForward, FORWARD);
+planted!(Backward, lstm_backward, LstmBackward, BACKWARD);
 
-const SIZES: [usize; 4] = [3, 5, 69, 69];
-const PROJECTED: [usize; 4] = [3, 5, 33, 69];
-const OPTIONS: u32 = LENGTHS | PROJECTION | OUTPUT_CLIP | NORM;
+/// T, B, H, P that every variant takes, with tails in each tile; lengths of B rows end everywhere.
+fn sizes(options: u32) -> [usize; 4] {
+    if options & PROJECTION == 0 { [3, 9, 68, 68] } else { [3, 9, 36, 68] }
+}
 
-/// Records `lstm_forward` as the kernel that `wrap` makes of it.
-fn forward<K: Kernel>(options: u32, wrap: fn(LstmForward) -> K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
-    move |rec| {
-        let sizes = if options == 0 { SIZES } else { PROJECTED };
-        let all = doctor::recurrence(rec, sizes, Direction::Forward, options, true)?;
-        let (kernel, operands) = lstm_forward::step(&all)?;
-        rec.push_some(wrap(kernel), &operands)
+/// `lstm_forward` as the kernel that `wrap` makes of it.
+fn forward<K>(options: u32, wrap: fn(LstmForward) -> K) -> Case
+where
+    K: for<'a> Kernel<Tensors<'a> = lstm_forward::Tensors<'a>>,
+{
+    Case::new("lstm_forward", 0.7, move |rec| {
+        let of = cases::recurrence(rec, sizes(options), Directions::One(Direction::Forward), options, true)?;
+        lstm_forward::record_as(rec, &of, wrap)
+    })
+}
+
+/// `lstm_backward` as the kernel that `wrap` makes of it.
+fn backward<K>(options: u32, wrap: fn(LstmBackward) -> K) -> Case
+where
+    K: for<'a> Kernel<Tensors<'a> = lstm_backward::Tensors<'a>>,
+{
+    Case::new("lstm_backward", 0.7, move |rec| {
+        let of = cases::recurrence(rec, sizes(options), Directions::Both, options, false)?;
+        let to = cases::gradients(rec, &of)?;
+        lstm_backward::record_as(rec, &of, &to, wrap)
+    })
+}
+
+fn see(what: &str, variant: usize, result: Result<f64>) {
+    match result {
+        Err(Error::Guard { .. }) if what == "outside" => {}
+        Err(Error::Divergence { .. }) if what != "outside" => {}
+        other => panic!("the planted error `{what}` was not seen in variant {variant}: {other:?}"),
     }
 }
 
-fn backward<K: Kernel>(options: u32, wrap: fn(LstmBackward) -> K) -> impl Fn(&mut Recorder<'_>) -> Result<()> {
-    move |rec| {
-        let sizes = if options == 0 { SIZES } else { PROJECTED };
-        let all = doctor::recurrence(rec, sizes, Direction::Reverse, options, false)?;
-        let to = doctor::gradients(rec, &all)?;
-        let (kernel, operands) = lstm_backward::step(&all, &to)?;
-        rec.push_some(wrap(kernel), &operands)
-    }
-}
-
-/// Lock-step against the reference, then the guard words.
-fn compare(gpu: &Device, record: impl Fn(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
-    let parameters = Parameters::new();
-    let mut rec = Recorder::new(&parameters);
-    record(&mut rec)?;
-    let plan = std::sync::Arc::new(rec.finish());
-    let mut reference = Workspace::new(&Device::reference(), plan.clone(), &parameters)?;
-    let mut other = Workspace::guarded(gpu, plan, &parameters)?;
-    fill_random(&mut reference, &mut Rng::new(3), 0.7)?;
-    fill_random(&mut other, &mut Rng::new(3), 0.7)?;
-    lockstep::run(&mut other, &mut reference, F32)?;
-    other.check_guards()
-}
-
-fn see(what: Plant, result: Result<()>) {
-    match (what.0, result) {
-        ("outside", Err(Error::Guard { .. })) => {}
-        (name, Err(Error::Divergence { .. })) if name != "outside" => {}
-        (name, other) => panic!("the planted error `{name}` was not seen: {other:?}"),
-    }
+/// Every plant in both variants, and that each case is good without one.
+macro_rules! every_plant {
+    ($record:ident, $planted:ident, $plants:ident, [$($p:literal)*]) => {
+        let Some(gpu) = gpu() else { return };
+        assert_eq!([$($p),*].len(), $plants.len());
+        let gpu = gpu.with_shaders_for(AdapterClass::Software);
+        let check = |case: &Case| pollster::block_on(check(&gpu, case));
+        for options in $plants.iter().map(|plant| plant.options).collect::<std::collections::BTreeSet<_>>() {
+            let worst = check(&$record(options, |kernel| kernel)).unwrap();
+            assert!(worst <= 1.0, "{options}: {worst}");
+        }
+        $(
+            let Plant { what, options, .. } = &$plants[$p];
+            see(what, 0, check(&$record(*options, $planted::<$p, 0>)));
+            see(what, 1, check(&$record(*options, $planted::<$p, 1>)));
+        )*
+    };
 }
 
 #[test]
 fn errors_planted_in_lstm_forward_are_caught() {
-    let Some(gpu) = gpu() else { return };
-    compare(&gpu, forward(0, |k| k)).unwrap();
-    see(FORWARD[0], compare(&gpu, forward(0, Forward::<0>)));
-    see(FORWARD[1], compare(&gpu, forward(0, Forward::<1>)));
-    see(FORWARD[2], compare(&gpu, forward(0, Forward::<2>)));
-    see(FORWARD[3], compare(&gpu, forward(0, Forward::<3>)));
-    see(FORWARD[4], compare(&gpu, forward(0, Forward::<4>)));
-    compare(&gpu, forward(OPTIONS, |k| k)).unwrap();
-    see(FORWARD[5], compare(&gpu, forward(OPTIONS, Forward::<5>)));
-    see(FORWARD[6], compare(&gpu, forward(OPTIONS, Forward::<6>)));
-    see(FORWARD[7], compare(&gpu, forward(OPTIONS, Forward::<7>)));
+    assert_eq!(LstmForward::variants().iter().map(|v| v.name).collect::<Vec<_>>(), ["per_step_registers", "per_step"]);
+    every_plant!(forward, Forward, FORWARD, [0 1 2 3 4 5 6 7 8 9]);
 }
 
 #[test]
 fn errors_planted_in_lstm_backward_are_caught() {
+    assert_eq!(LstmBackward::variants().iter().map(|v| v.name).collect::<Vec<_>>(), ["per_step_registers", "per_step"]);
+    every_plant!(backward, Backward, BACKWARD, [0 1 2 3 4 5 6 7 8 9]);
+}
+
+const SUM: [Plant; 1] = [both("a sum", 0, "x[params.x_at + e] - y", "x[params.x_at + e] + y")];
+planted!(Sum, subtract, Subtract, SUM);
+
+/// What a pipeline is made of tells it from others, not the name of its kernel.
+#[test]
+fn two_kernels_of_one_name_run_their_own_shaders() {
     let Some(gpu) = gpu() else { return };
-    compare(&gpu, backward(0, |k| k)).unwrap();
-    see(BACKWARD[0], compare(&gpu, backward(0, Backward::<0>)));
-    see(BACKWARD[1], compare(&gpu, backward(0, Backward::<1>)));
-    see(BACKWARD[2], compare(&gpu, backward(0, Backward::<2>)));
-    see(BACKWARD[3], compare(&gpu, backward(0, Backward::<3>)));
-    see(BACKWARD[4], compare(&gpu, backward(0, Backward::<4>)));
-    compare(&gpu, backward(OPTIONS, |k| k)).unwrap();
-    see(BACKWARD[5], compare(&gpu, backward(OPTIONS, Backward::<5>)));
-    see(BACKWARD[6], compare(&gpu, backward(OPTIONS, Backward::<6>)));
-    see(BACKWARD[7], compare(&gpu, backward(OPTIONS, Backward::<7>)));
+    let run = || -> Result<[f64; 3]> {
+        let parameters = Parameters::new();
+        let mut rec = Recorder::new(&parameters);
+        let (x, y) = (rec.input("x", &[1])?, rec.input("y", &[1])?);
+        let mut results = Vec::new();
+        for name in ["first", "sum", "last"] {
+            let difference = &rec.activation(name, &[1])?;
+            let (kernel, operands) = (Subtract { len: 1 }, subtract::Tensors { x: &x, y: &y, difference });
+            match name {
+                "sum" => rec.push(Sum::<0, 0>(kernel), operands)?,
+                _ => rec.push(kernel, operands)?,
+            }
+            results.push(difference.clone());
+        }
+        let plan = rec.finish();
+        assert!(plan.steps().iter().all(|step| step.operation.name() == "subtract"));
+        let mut workspace = Workspace::new(&Store::new(&gpu, &parameters)?, plan)?;
+        workspace.write(&x, &[5.0])?;
+        workspace.write(&y, &[3.0])?;
+        workspace.run()?;
+        Ok([workspace.scalar(&results[0])?, workspace.scalar(&results[1])?, workspace.scalar(&results[2])?])
+    };
+    assert_eq!(run().unwrap(), [2.0, 8.0, 2.0]);
+    // also where the pipelines are there already
+    assert_eq!(run().unwrap(), [2.0, 8.0, 2.0]);
 }
 
 /// The doctor shows red when a kernel is broken, and its report says so.
 #[test]
 fn the_doctor_sees_a_broken_kernel() {
     let Some(gpu) = gpu() else { return };
-    let good = Case::new("sound", 0.7, forward(0, |k| k));
-    let bad = Case::new("broken", 0.7, forward(0, Forward::<0>));
+    let (mut good, mut bad) = (forward(0, |kernel| kernel), forward(0, Forward::<0, 1>));
+    (good.name, bad.name) = ("sound".into(), "broken".into());
     let report = pollster::block_on(doctor::examine_async(&gpu, &[good, bad]));
     let red: Vec<&str> = report.rows.iter().filter(|row| !row.is_ok()).map(|row| row.name.as_str()).collect();
     assert_eq!(red, ["broken"], "{report}");

@@ -3,9 +3,9 @@
 mod common;
 
 use common::gpu;
+use everloop::StreamState;
 use everloop::layers::{Bias, Connection, Join, LstmConfig};
-use everloop::stream::StreamState;
-use everloop::{Device, Error, Parameters, Recorder, Rng, Stream, Workspace};
+use everloop::{Device, Error, Parameters, Recorder, Rng, Store, Stream, Workspace};
 
 /// One of each option, and sizes on both sides of a vector.
 fn configs() -> Vec<LstmConfig> {
@@ -27,7 +27,7 @@ fn both(device: &Device, config: &LstmConfig, streams: usize) -> (Vec<f64>, Vec<
     let mut parameters = Parameters::new();
     let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(4)).unwrap();
     let x = Rng::new(5).vector(STEPS * streams * config.input_size, 1.0);
-    let mut stream = Stream::new(device, &lstm, &parameters, streams).unwrap();
+    let mut stream = Stream::new(&Store::new(device, &parameters).unwrap(), &lstm, streams).unwrap();
     let mut stepped = Vec::new();
     for x in x.chunks(streams * config.input_size) {
         stepped.extend(stream.step::<f64>(x).unwrap());
@@ -41,7 +41,7 @@ fn both(device: &Device, config: &LstmConfig, streams: usize) -> (Vec<f64>, Vec<
     let mut rec = Recorder::new(&parameters);
     let slot = rec.input("x", &[STEPS, streams, config.input_size]).unwrap();
     let made = lstm.record(&mut rec, &slot, None).unwrap();
-    let mut workspace = Workspace::new(device, rec.finish(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(device, &parameters).unwrap(), rec.finish()).unwrap();
     workspace.write(&slot, &x).unwrap();
     workspace.run().unwrap();
     let mut whole = workspace.read::<f64>(&made.output).unwrap();
@@ -83,7 +83,7 @@ fn states_are_read_set_saved_and_reset() {
         let config = LstmConfig::new(4, 9).with_layers(2).with_projection(3);
         let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
         let x = Rng::new(2).vector(3 * 4, 1.0);
-        let mut stream = Stream::new(&device, &lstm, &parameters, 3).unwrap();
+        let mut stream = Stream::new(&Store::new(&device, &parameters).unwrap(), &lstm, 3).unwrap();
         let begin = stream.state().unwrap();
         assert!(begin.layers.iter().all(|l| l.h.iter().chain(&l.c).all(|v| *v == 0.0)));
         let first = stream.step::<f64>(&x).unwrap();
@@ -94,7 +94,7 @@ fn states_are_read_set_saved_and_reset() {
         let second = stream.step::<f64>(&x).unwrap();
         assert_ne!(first, second);
 
-        let mut other = Stream::new(&device, &lstm, &parameters, 3).unwrap();
+        let mut other = Stream::new(&Store::new(&device, &parameters).unwrap(), &lstm, 3).unwrap();
         other.set_state(&StreamState::load(&file).unwrap()).unwrap();
         assert_eq!(other.step::<f64>(&x).unwrap(), second, "a saved state went on elsewhere on {device}");
 
@@ -125,7 +125,7 @@ fn two_directions_cannot_stream() {
     let mut parameters = Parameters::new();
     let config = LstmConfig::new(2, 2).with_bidirectional(Join::Layers);
     let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
-    let refused = Stream::new(&Device::cpu(), &lstm, &parameters, 1);
+    let refused = Stream::new(&Store::new(&Device::cpu(), &parameters).unwrap(), &lstm, 1);
     assert!(matches!(refused, Err(Error::Config { .. })), "{refused:?}");
 }
 
@@ -146,14 +146,14 @@ fn new_parameters_take_effect() {
     let plan = std::sync::Arc::new(rec.finish());
     let values = Rng::new(3).vector(6, 1.0);
     let fresh = |parameters: &Parameters| {
-        let mut workspace = Workspace::new(&Device::cpu(), plan.clone(), parameters).unwrap();
+        let mut workspace = Workspace::new(&Store::new(&Device::cpu(), parameters).unwrap(), plan.clone()).unwrap();
         workspace.write(&x, &values).unwrap();
         run(&mut workspace, &out)
     };
-    let mut workspace = Workspace::new(&Device::cpu(), plan.clone(), &parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters).unwrap(), plan.clone()).unwrap();
     workspace.write(&x, &values).unwrap();
     assert_eq!(run(&mut workspace, &out), run(&mut workspace, &out));
-    workspace.write_parameters(&other).unwrap();
+    workspace.store().write(&other).unwrap();
     assert_eq!(run(&mut workspace, &out), fresh(&other));
     let weight = plan.tensor("lstm.weight_hh_l0").unwrap();
     workspace.write(&weight, parameters.get("lstm.weight_hh_l0").unwrap()).unwrap();

@@ -3,7 +3,7 @@
 
 use everloop::layers::{Bias, Join, LstmConfig, LstmState};
 use everloop::weights::{Array, Export, Import, Weights, save, save_arrays};
-use everloop::{Device, Parameters, Recorder, Result, Rng, Tensor, Workspace};
+use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Tensor, Workspace};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,7 +47,7 @@ fn saved(test: &str, prefix: &str, name: &str, config: &LstmConfig, f64: bool) -
     let [x, h0, c0] = [0, 1, 2].map(|index| inputs[index].0.clone());
     let state = |index| Ok(LstmState { h: h0.row(index)?, c: c0.row(index)? });
     let out = lstm.record(&mut rec, &x, Some(&(0..count).map(state).collect::<Result<Vec<_>>>()?))?;
-    let mut workspace = Workspace::new(&Device::cpu_f64(), rec.finish(), &parameters)?;
+    let mut workspace = Workspace::new(&Store::new(&Device::cpu_f64(), &parameters)?, rec.finish())?;
     inputs.iter().try_for_each(|(slot, array)| workspace.write(slot, &array.values))?;
     workspace.run()?;
     let mut read = |name: &str, shape: [usize; 3], from: &[&Tensor]| -> Result<Array> {

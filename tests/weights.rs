@@ -1,13 +1,13 @@
 //! Weights files: what is read, what is refused, what is written, and the layouts of other frameworks.
 
+use everloop::Direction;
+use everloop::instruments::gradient_name;
 use everloop::layers::{Bias, Connection, DenseConfig, EmbeddingConfig, Fill, Init, Join, LstmConfig};
 use everloop::optimizer::SgdConfig;
-use everloop::plan::Direction;
-use everloop::recorder::gradient_name;
 use everloop::weights::layout::{Layer, Layout};
 use everloop::weights::textbook::{self, PARTS, TEXTBOOK};
 use everloop::weights::{self, Array, Export, Import, Status, Weights};
-use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, loss};
+use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Workspace, loss};
 use safetensors::{SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -721,7 +721,7 @@ fn run(
         })
         .collect();
     let output = lstm.record(&mut rec, &input, (!initial.is_empty()).then_some(&initial[..])).unwrap().output;
-    let mut workspace = Workspace::new(&Device::reference(), rec.finish(), parameters).unwrap();
+    let mut workspace = Workspace::new(&Store::new(&Device::reference(), parameters).unwrap(), rec.finish()).unwrap();
     workspace.write(&input, x).unwrap();
     for (n, tensors) in initial.iter().enumerate() {
         workspace.write(&tensors.h, &state[2 * n]).unwrap();
@@ -1221,7 +1221,7 @@ fn gradients_of_every_part_are_read() -> Result<()> {
         let loss = loss::mean_squared_error(&mut rec, "loss", &output, &target)?;
         rec.backward(&loss)?;
         SgdConfig::new(0.0).record(&mut rec)?;
-        let mut workspace = Workspace::new(&Device::reference(), rec.finish(), parameters)?;
+        let mut workspace = Workspace::new(&Store::new(&Device::reference(), parameters)?, rec.finish())?;
         workspace.write(&input, &x)?;
         workspace.write(&target, &wanted)?;
         workspace.run()?;
@@ -1287,7 +1287,7 @@ fn the_textbook_view_reads_sets_and_has_gradients() -> Result<()> {
         let loss = loss::mean_squared_error(&mut rec, "loss", &output, &target)?;
         rec.backward(&loss)?;
         SgdConfig::new(0.0).record(&mut rec)?;
-        let mut workspace = Workspace::new(&Device::reference(), rec.finish(), parameters)?;
+        let mut workspace = Workspace::new(&Store::new(&Device::reference(), parameters)?, rec.finish())?;
         workspace.write(&input, &x)?;
         workspace.write(&target, &wanted)?;
         workspace.run()?;

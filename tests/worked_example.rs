@@ -5,7 +5,7 @@ mod common;
 use approx::assert_abs_diff_eq;
 use common::gpu;
 use everloop::layers::LstmConfig;
-use everloop::{Device, Parameters, Recorder, Result, Rng, Workspace, loss};
+use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Workspace, loss};
 
 fn run(device: &Device) -> Result<()> {
     let mut parameters = Parameters::new();
@@ -24,7 +24,7 @@ fn run(device: &Device) -> Result<()> {
     let loss = loss::mean_squared_error(&mut rec, "loss", &out.state[0].h, &wanted)?;
     rec.backward(&loss)?;
     let plan = std::sync::Arc::new(rec.finish());
-    let mut workspace = Workspace::new(device, plan.clone(), &parameters)?;
+    let mut workspace = Workspace::new(&Store::new(device, &parameters)?, plan.clone())?;
     workspace.write(&x, &[1.0, -1.0])?;
     workspace.write(&wanted, &[0.5])?;
     workspace.run()?;

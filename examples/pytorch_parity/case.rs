@@ -2,11 +2,11 @@
 
 use crate::manifest::{Limits, array};
 use crate::{error, refused};
+use everloop::instruments::gradient_name;
 use everloop::layers::{Lstm, LstmConfig, LstmInputs, LstmState};
-use everloop::recorder::gradient_name;
-use everloop::run::lockstep::Tolerance;
+use everloop::lockstep::Tolerance;
 use everloop::weights::{Array, TensorInfo, Weights};
-use everloop::{Device, Parameters, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Tensor, Workspace};
 use std::sync::Arc;
 
 /// A case of any format, in the engine's words.
@@ -52,7 +52,7 @@ impl Case {
         };
         let x = input(&mut rec, &self.input, &self.input.shape)?;
         let lengths = match &self.lengths {
-            Some(_) => Some(rec.tokens("lengths", &[batch.unwrap_or(1)], steps + 1)?),
+            Some(_) => Some(rec.lengths("lengths", batch.unwrap_or(1), steps)?),
             None => None,
         };
         let (mut wanted, mut initial) = (vec![x.clone()], None);
@@ -75,11 +75,11 @@ impl Case {
             let mut seeds = vec![input(&mut rec, of_output, &shapes[0])?];
             seeds.extend(rows(&input(&mut rec, of_hn, &shapes[1])?)?);
             seeds.extend(rows(&input(&mut rec, of_cn, &shapes[2])?)?);
-            loss::backward_from(&mut rec, &outputs.iter().flatten().zip(&seeds).collect::<Vec<_>>())?;
+            rec.backward_from(&outputs.iter().flatten().zip(&seeds).collect::<Vec<_>>())?;
         }
 
         let plan = Arc::new(rec.finish());
-        let mut workspace = Workspace::new(device, plan.clone(), &self.parameters)?;
+        let mut workspace = Workspace::new(&Store::new(device, &self.parameters)?, plan.clone())?;
         // what no step writes shows
         workspace.poison()?;
         for (slot, array) in &inputs {

@@ -3,8 +3,8 @@
 use crate::case::{Case, Outcome, declare};
 use crate::manifest::{Fields, array, array_or_zeros, shaped};
 use crate::{Result, error};
+use everloop::Direction::Forward;
 use everloop::layers::{Bias, Join, Lstm, LstmConfig};
-use everloop::plan::Direction::Forward;
 use everloop::weights::layout::{Layer, Layout};
 use everloop::weights::{Array, Import};
 use everloop::{Device, Parameters};

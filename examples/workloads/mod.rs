@@ -10,12 +10,12 @@
 //! | W6 | 8 | 1024 | 128 | 128 | 1 |
 //!
 //! Modes: `fwd`; `fwd_sync`, the same with h read back (W5: on every step); `train`: forward, mean squared error,
-//! backward, SGD update of all weights (W5: over the 256 steps as one sequence).
+//! backward, SGD update of all weights (W5: over the 256 steps as one sequence). With lengths, every second row of the
+//! batch has half the steps; with dropout, a fifth of g is dropped in the recurrence.
 
-use everloop::kernels::copy_columns;
-use everloop::layers::{Lstm, LstmConfig, LstmState};
+use everloop::layers::{Dropout, Lstm, LstmConfig, LstmInputs, LstmState};
 use everloop::optimizer::SgdConfig;
-use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Store, Tensor, Workspace, loss};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -41,10 +41,14 @@ pub struct Workload {
     pub layers: usize,
     /// Forward runs are single steps with carried state.
     pub streaming: bool,
+    /// Rows have lengths.
+    pub lengths: bool,
+    /// Recurrent dropout.
+    pub dropout: bool,
 }
 
 const fn workload(name: &'static str, [batch, steps, input, hidden, layers]: [usize; 5]) -> Workload {
-    Workload { name, batch, steps, input, hidden, layers, streaming: false }
+    Workload { name, batch, steps, input, hidden, layers, streaming: false, lengths: false, dropout: false }
 }
 
 /// All workloads.
@@ -69,6 +73,7 @@ impl Workload {
     pub fn record(&self, mode: Mode) -> Result<Recorded> {
         let mut parameters = Parameters::new();
         let config = LstmConfig::new(self.input, self.hidden).with_layers(self.layers);
+        let config = if self.dropout { config.with_recurrent_dropout(0.2) } else { config };
         let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
         let mut rec = Recorder::new(&parameters);
         let streaming = self.streaming && mode != Mode::Train;
@@ -77,7 +82,11 @@ impl Workload {
         let (h, loss) = match streaming {
             true => (self.carry(&mut rec, &lstm, &x)?, None),
             false => {
-                let h = lstm.record(&mut rec, &x, None)?.output;
+                let lengths = if self.lengths { Some(rec.lengths("lengths", self.batch, steps)?) } else { None };
+                let dropout = if self.dropout { Some(Dropout::record(&mut rec, "dropout.step", 5)?) } else { None };
+                let (lengths, dropout) = (lengths.as_ref(), dropout.as_ref());
+                let inputs = LstmInputs { lengths, dropout, ..LstmInputs::default() };
+                let h = lstm.record_with(&mut rec, &x, inputs)?.output;
                 let loss = if mode == Mode::Train { Some(train(&mut rec, &h)?) } else { None };
                 (h, loss)
             }
@@ -88,12 +97,10 @@ impl Workload {
 
     /// One step whose final state is the initial state of the next run.
     fn carry(&self, rec: &mut Recorder<'_>, lstm: &Lstm, x: &Tensor) -> Result<Tensor> {
-        let mut state = |name: &str| rec.input(name, &[self.batch, self.hidden]);
+        let mut state = |name: &str| rec.state(name, &[self.batch, self.hidden]);
         let carried = LstmState { h: state("carried.h")?, c: state("carried.c")? };
         let out = lstm.record(rec, x, Some(std::slice::from_ref(&carried)))?;
-        for (last, to) in [(&out.state[0].h, &carried.h), (&out.state[0].c, &carried.c)] {
-            copy_columns::record(rec, (last, 0), (to, 0), self.hidden, false)?;
-        }
+        out.carry(rec, &[carried])?;
         Ok(out.output)
     }
 }
@@ -120,14 +127,19 @@ impl Recorded {
     /// The plan's memory on a device, with random inputs.
     pub fn open(self, device: &Device) -> Result<Session> {
         let Recorded { parameters, plan, x, h, loss, runs } = self;
-        let target = plan.tensor("target");
-        let mut workspace = Workspace::new(device, plan, &parameters)?;
+        let (target, lengths) = (plan.tensor("target"), plan.tensor("lengths"));
+        let mut workspace = Workspace::new(&Store::new(device, &parameters)?, plan)?;
         let values =
             |seed: usize, len: usize| Rng::new(seed as u64).vector(len, 1.0).iter().map(|v| *v as f32).collect();
         let inputs: Vec<Vec<f32>> = (0..runs).map(|t| values(t, x.len())).collect();
         workspace.write(&x, &inputs[0])?;
         if let Ok(target) = target {
             workspace.write(&target, &Rng::new(9).vector(target.len(), 1.0))?;
+        }
+        if let Ok(lengths) = lengths {
+            let steps = x.shape()[0] as u32;
+            let values: Vec<u32> = (0..lengths.len()).map(|row| if row % 2 == 0 { steps } else { steps / 2 }).collect();
+            workspace.write_lengths(&lengths, &values)?;
         }
         Ok(Session { workspace, inputs, x, h, loss })
     }

@@ -4,11 +4,8 @@
 //! gradients[e] *= min(1, max_norm / (norm + 1e-6))      NaN if the norm is not finite
 //! ```
 
-use crate::error::Result;
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, split, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
+use crate::kernels::{sum, sum_squares};
 
 parameters! {
     /// Parameters of `clip_norm`.
@@ -16,41 +13,49 @@ parameters! {
         /// Elements.
         len: u32,
         /// Largest norm.
-        max_norm: f32,
-        /// What f32 loses of it, for the f64 executor.
-        max_norm_rest: f32,
+        max_norm: f64,
     }
 }
+operands! { ClipNorm { norm: read, gradients: write } }
 
 /// Records the clipping of the block of gradients by `norm [1]`.
 pub fn record(rec: &mut Recorder<'_>, norm: &Tensor, gradients: &Tensor, max_norm: f64) -> Result<()> {
-    let (max_norm, max_norm_rest) = split(max_norm);
-    rec.push(ClipNorm { len: gradients.len() as u32, max_norm, max_norm_rest }, &[norm, gradients])
+    rec.push(ClipNorm { len: gradients.len() as u32, max_norm }, Tensors { norm, gradients })
 }
 
 impl Kernel for ClipNorm {
     const NAME: &'static str = "clip_norm";
-    const BINDINGS: &'static [Binding] = &[reads("norm"), writes("gradients")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const FLOATS: &'static [&'static str] = &["max_norm", "max_norm_rest"];
-    one_shader!("clip_norm", |k| fold_elements(k.len as u64, 256));
+    plain!(["clip_norm"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        let len = sized(&[self.len])?;
-        Some(vec![1, len])
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes { norm: 1, gradients: sized(&[self.len])? })
     }
 
     fn flops(&self) -> f64 {
         self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(norm), Operand::Write(gradients)] = operands else { unreachable!("bindings of clip_norm") };
-        let factor = T::of(self.max_norm as f64 + self.max_norm_rest as f64) / (norm[0] + T::of(1e-6));
-        if !norm[0].to_f64().is_finite() {
-            gradients.fill(T::NAN);
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        let factor = T::of(self.max_norm) / (s.norm[0] + T::of(1e-6)); // O2
+        if !s.norm[0].to_f64().is_finite() {
+            s.gradients.fill(T::NAN);
         } else if factor < T::ONE {
-            gradients.iter_mut().for_each(|g| *g = *g * factor);
+            s.gradients.iter_mut().for_each(|g| *g = *g * factor);
         }
     }
+}
+
+/// Norms above and below the largest, of views.
+pub fn cases() -> Vec<Case> {
+    let case = |len: usize, max_norm: f64| {
+        Case::new(format!("clip_norm {len} to {max_norm:e}"), 1.0, move |rec| {
+            let partials = rec.activation("partials", &[sum_squares::parts(len)])?;
+            let norm = rec.activation("norm", &[3])?.narrow(1, 1)?;
+            let gradients = rec.activation("gradients", &[3, len])?.row(1)?;
+            sum_squares::record(rec, &gradients, &partials)?;
+            sum::record(rec, &partials, &norm, 1, true)?;
+            record(rec, &norm, &gradients, max_norm)
+        })
+    };
+    [1, 3, 255, 5_000, 70_000].into_iter().flat_map(|len| [1e-3, 0.1, 1e6].map(|norm| case(len, norm))).collect()
 }

@@ -1,71 +1,46 @@
-//! `count`: the next training step. A float counts to 2^24 only, so two of them hold it.
+//! `count`: the next training step.
 //!
 //! ```text
-//! step[0] += 1;  where that makes 2^20: step[0] = 0, step[1] += 1
+//! step[0] += 1      modulo 2^32
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
-
-/// What one of `step[1]` stands for.
-pub const CARRY: u32 = 1 << 20;
+use super::prelude::*;
 
 parameters! {
-    /// Parameters of `count`.
-    Count {
-        /// What one of `step[1]` stands for: 2^20.
-        carry: u32,
-    }
+    /// `count` has no parameters.
+    Count {}
 }
+operands! { Count { step: write_words } }
 
-/// Records one more training step in `step [2]`.
+/// Records one more training step in the counter `step [1]`.
 pub fn record(rec: &mut Recorder<'_>, step: &Tensor) -> Result<()> {
-    if step.len() != 2 {
-        return Err(Error::shape("recording the count of training steps", "[2]", step.shape()));
+    if step.len() != 1 {
+        return Err(Error::shape("recording the count of training steps", "[1]", step.shape()));
     }
-    rec.push(Count { carry: CARRY }, &[step])
+    rec.push(Count {}, Tensors { step })
 }
 
 impl Kernel for Count {
     const NAME: &'static str = "count";
-    const BINDINGS: &'static [Binding] = &[writes("step")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("count", |_| [1, 1, 1]);
+    plain!(["count"], |_| [1, 1, 1]);
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        Some(vec![2])
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes { step: 1 })
     }
 
     fn flops(&self) -> f64 {
         1.0
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Write(step)] = operands else { unreachable!("bindings of count") };
-        step[0] += T::ONE;
-        let carry = T::of(self.carry as f64);
-        if step[0] >= carry {
-            step[0] = step[0] - carry;
-            step[1] += T::ONE;
-        }
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        s.step[0] = s.step[0].wrapping_add(1);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_carry() {
-        let mut step = [1_048_574.0f32, 3.0];
-        let mut found = Vec::new();
-        for _ in 0..3 {
-            Count { carry: CARRY }.twin(&mut [Operand::Write(&mut step)]);
-            found.push(step);
-        }
-        assert_eq!(found, [[1_048_575.0, 3.0], [0.0, 4.0], [1.0, 4.0]]);
-    }
+/// Three steps.
+pub fn cases() -> Vec<Case> {
+    vec![Case::new("count to 3", 1.0, |rec| {
+        let step = rec.counter("step")?;
+        (0..3).try_for_each(|_| record(rec, &step))
+    })]
 }

@@ -4,11 +4,7 @@
 //! dtable[v, e] (+)= sum of dy[r, e] over the rows r with ids[r] = v, in order
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, tokens, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `embedding_backward`.
@@ -19,60 +15,70 @@ parameters! {
         columns: u32,
         /// Rows of the table.
         vocab_size: u32,
-        /// 1 to add to dtable.
-        accumulate: u32,
+        /// 1 if dtable is added to, not replaced.
+        adds: u32,
     }
 }
+operands! { EmbeddingBackward { ids: read_words, dy: read, dtable: write } }
 
 /// Rows of one dispatch, `CHUNK` in the shader.
 const CHUNK: u32 = 32_768;
 
 /// Records `dtable [V, E] (+)= dy [.., E]` scattered by `ids`.
-pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, dy: &Tensor, dtable: &Tensor, accumulate: bool) -> Result<()> {
+pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, dy: &Tensor, dtable: &Target) -> Result<()> {
+    let Target { tensor: dtable, adds } = dtable;
     rec.check_ids("recording the gradient of an embedding", ids, dtable.rows(), false)?;
     if dy.rows() != ids.len() || dy.columns() != dtable.columns() {
         let wanted = format!("[{}, {}]", ids.len(), dtable.columns());
         return Err(Error::shape("recording the gradient of an embedding", wanted, dy.shape()));
     }
-    let kernel = EmbeddingBackward {
-        rows: ids.len() as u32,
-        columns: dtable.columns() as u32,
-        vocab_size: dtable.rows() as u32,
-        accumulate: accumulate as u32,
-    };
-    rec.push(kernel, &[ids, dy, dtable])
+    let [rows, columns, vocab_size] = [ids.len(), dtable.columns(), dtable.rows()].map(|size| size as u32);
+    rec.push(EmbeddingBackward { rows, columns, vocab_size, adds: *adds as u32 }, Tensors { ids, dy, dtable })
 }
 
 impl Kernel for EmbeddingBackward {
     const NAME: &'static str = "embedding_backward";
-    const BINDINGS: &'static [Binding] = &[tokens("ids"), reads("dy"), writes("dtable")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("embedding_backward", |k| fold_elements(k.vocab_size as u64 * k.columns as u64, 256));
+    plain!(["embedding_backward"], |k| fold_elements(k.vocab_size as u64 * k.columns as u64, 256), |k| k
+        .rows
+        .div_ceil(CHUNK));
 
-    fn repeats(&self) -> u32 {
-        self.rows.div_ceil(CHUNK)
-    }
-
-    fn needs(&self) -> Option<Vec<u128>> {
-        let ids = sized(&[self.rows])?;
-        Some(vec![ids, sized(&[self.rows, self.columns])?, sized(&[self.vocab_size, self.columns])?])
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes {
+            ids: sized(&[self.rows])?,
+            dy: sized(&[self.rows, self.columns])?,
+            dtable: sized(&[self.vocab_size, self.columns])?,
+        })
     }
 
     fn flops(&self) -> f64 {
         self.rows as f64 * self.columns as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Tokens(ids), Operand::Read(dy), Operand::Write(dtable)] = operands else {
-            unreachable!("bindings of embedding_backward")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
-        if self.accumulate == 0 {
-            dtable[..self.vocab_size as usize * columns].fill(T::ZERO);
+        if self.adds == 0 {
+            s.dtable.fill(T::ZERO);
         }
-        for (id, dy) in ids.iter().zip(dy.chunks_exact(columns)) {
-            let row = &mut dtable[*id as usize * columns..][..columns];
+        for (id, dy) in s.ids.iter().zip(s.dy.chunks_exact(columns)) {
+            let row = &mut s.dtable[*id as usize * columns..][..columns];
             row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += *dy);
         }
     }
+}
+
+/// Tables larger and smaller than the rows, and more rows than one dispatch takes.
+pub fn cases() -> Vec<Case> {
+    let case = |[rows, vocab, columns]: [usize; 3], adds: bool| {
+        Case::new(format!("embedding_backward {rows} {vocab} {columns}, adds {adds}"), 0.02, move |rec| {
+            let ids = rec.tokens("ids", &[2, rows], vocab)?.row(1)?;
+            let dy = rec.input("dy", &[3, rows, columns])?.row(1)?;
+            let tensor = match adds {
+                true => rec.activation("dtable", &[2, vocab, columns])?.row(1)?,
+                false => rec.activation("out", &[vocab, columns])?,
+            };
+            record(rec, &ids, &dy, &Target { tensor, adds })
+        })
+    };
+    let sizes = [[1, 1, 1], [1, 7, 1], [7, 3, 5], [17, 7, 33], [64, 300, 17], [300, 7, 16], [40_000, 2, 1]].into_iter();
+    sizes.flat_map(|sizes| [false, true].map(|adds| case(sizes, adds))).collect()
 }

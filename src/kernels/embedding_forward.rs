@@ -4,11 +4,7 @@
 //! y[r, e] = table[ids[r], e]
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, tokens, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `embedding_forward`.
@@ -19,6 +15,7 @@ parameters! {
         columns: u32,
     }
 }
+operands! { EmbeddingForward { ids: read_words, table: read, y: write } }
 
 /// Records the look-up of `ids` in `table [V, E]` into `y [.., E]`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, table: &Tensor, y: &Tensor) -> Result<()> {
@@ -28,31 +25,41 @@ pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, table: &Tensor, y: &Tensor) 
         return Err(Error::shape("recording an embedding", wanted, y.shape()));
     }
     let kernel = EmbeddingForward { rows: ids.len() as u32, columns: table.columns() as u32 };
-    rec.push(kernel, &[ids, table, y])
+    rec.push(kernel, Tensors { ids, table, y })
 }
 
 impl Kernel for EmbeddingForward {
     const NAME: &'static str = "embedding_forward";
-    const BINDINGS: &'static [Binding] = &[tokens("ids"), reads("table"), writes("y")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("embedding_forward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+    plain!(["embedding_forward"], |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
+    fn needs(&self) -> Option<Sizes> {
         // the table's rows are held against the ids when the step is recorded
-        Some(vec![sized(&[self.rows])?, sized(&[self.columns])?, sized(&[self.rows, self.columns])?])
+        let (ids, table) = (sized(&[self.rows])?, sized(&[self.columns])?);
+        Some(Sizes { ids, table, y: ids * table })
     }
 
     fn flops(&self) -> f64 {
         self.rows as f64 * self.columns as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Tokens(ids), Operand::Read(table), Operand::Write(y)] = operands else {
-            unreachable!("bindings of embedding_forward")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
-        for (id, y) in ids.iter().zip(y.chunks_exact_mut(columns)) {
-            y.copy_from_slice(&table[*id as usize * columns..][..columns]);
+        for (id, y) in s.ids.iter().zip(s.y.chunks_exact_mut(columns)) {
+            y.copy_from_slice(&s.table[*id as usize * columns..][..columns]);
         }
     }
+}
+
+/// Tables larger and smaller than the rows, and views.
+pub fn cases() -> Vec<Case> {
+    let case = |[rows, vocab, columns]: [usize; 3]| {
+        Case::new(format!("embedding_forward {rows} {vocab} {columns}"), 1.0, move |rec| {
+            let ids = rec.tokens("ids", &[2, rows], vocab)?.row(1)?;
+            let table = rec.input("table", &[2, vocab, columns])?.row(1)?;
+            let out = rec.activation("out", &[rows + 1, columns])?;
+            rec.fill(&out.row(0)?, 0.5)?;
+            record(rec, &ids, &table, &out.narrow(1, rows)?)
+        })
+    };
+    [[1, 1, 1], [1, 7, 1], [7, 3, 5], [17, 7, 33], [64, 300, 17], [300, 7, 16], [40_000, 2, 1]].map(case).into()
 }

@@ -1,47 +1,50 @@
-//! `fill`: sets every element of a slot, or of some rows of it.
+//! `fill`: sets every element of a tensor; recorded by [`Recorder::fill`](crate::Recorder::fill).
 //!
 //! ```text
-//! target[e] = value      e in 0..len
+//! result[e] = value      e in 0..len
 //! ```
 
-use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, sized, writes};
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `fill`.
     Fill {
         /// Number of elements.
         len: u32,
-        /// First element within the slot.
-        offset: u32,
         /// The value.
-        value: f32,
+        value: f64,
     }
 }
+operands! { Fill { result: write } }
 
 impl Kernel for Fill {
     const NAME: &'static str = "fill";
-    const BINDINGS: &'static [Binding] = &[writes("target_")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const FLOATS: &'static [&'static str] = &["value"];
+    plain!(["fill"], |k| fold_elements(k.len as u64, 256));
 
-    const VIEWS: bool = true;
-    one_shader!("fill", |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Vec<u128>> {
-        Some(vec![self.offset as u128 + sized(&[self.len])?])
-    }
-
-    fn extent(&self) -> Option<Extent> {
-        Some(Extent::contiguous(self.offset, self.len))
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes { result: sized(&[self.len])? })
     }
 
     fn flops(&self) -> f64 {
         self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Write(target)] = operands else { unreachable!("bindings of fill") };
-        target[self.offset as usize..][..self.len as usize].fill(T::of(self.value as f64));
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        s.result.fill(T::of(self.value));
     }
+}
+
+/// Rows in the middle of a slot, and more elements than one dimension of workgroups.
+pub fn cases() -> Vec<Case> {
+    let rows = |len: usize, value: f64| {
+        Case::new(format!("fill {len} with {value}"), 1.0, move |rec| {
+            let y = rec.activation("y", &[3, len])?.row(1)?;
+            rec.fill(&y, value)
+        })
+    };
+    let whole = Case::new("fill 17000003", 1.0, |rec| {
+        let out = rec.activation("out", &[17_000_003])?;
+        rec.fill(&out, 2.5)
+    });
+    vec![rows(1, 0.1), rows(3, 0.0), rows(257, -1e-3), rows(70_001, 3e5), whole]
 }

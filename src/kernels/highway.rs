@@ -5,70 +5,63 @@
 //! y[e] = carry[e] x[e] + (1 - carry[e]) h[e]      e in 0..len
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
+use crate::kernels::copy_columns;
 
 parameters! {
     /// Parameters of `highway`.
     Highway {
         /// Elements.
         len: u32,
-        /// First element in carry.
-        carry_offset: u32,
-        /// First element in x.
-        x_offset: u32,
-        /// First element in h.
-        h_offset: u32,
-        /// First element in y.
-        y_offset: u32,
     }
 }
+operands! { Highway { carry: write, x: read, h: read, y: write } }
 
 /// Records `y = carry x + (1 - carry) h`; `carry` holds the gate before its sigmoid on entry, and after it on return.
 pub fn record(rec: &mut Recorder<'_>, carry: &Tensor, x: &Tensor, h: &Tensor, y: &Tensor) -> Result<()> {
     if let Some(other) = [carry, h, y].iter().find(|t| t.len() != x.len()) {
         return Err(Error::shape("recording a highway", format!("{:?}", x.shape()), other.shape()));
     }
-    let kernel = Highway {
-        len: x.len() as u32,
-        carry_offset: carry.offset as u32,
-        x_offset: x.offset as u32,
-        h_offset: h.offset as u32,
-        y_offset: y.offset as u32,
-    };
-    rec.push(kernel, &[carry, x, h, y])
+    rec.push(Highway { len: x.len() as u32 }, Tensors { carry, x, h, y })
 }
 
 impl Kernel for Highway {
     const NAME: &'static str = "highway";
-    const BINDINGS: &'static [Binding] = &[writes("carry"), reads("x"), reads("h"), writes("y")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const VIEWS: bool = true;
-    one_shader!("highway", |k| fold_elements(k.len as u64, 256));
+    plain!(["shared/activation", "highway"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
+    fn needs(&self) -> Option<Sizes> {
         let len = sized(&[self.len])?;
-        let offsets = [self.carry_offset, self.x_offset, self.h_offset, self.y_offset];
-        Some(offsets.iter().map(|offset| *offset as u128 + len).collect())
+        Some(Sizes { carry: len, x: len, h: len, y: len })
     }
 
     fn flops(&self) -> f64 {
         10.0 * self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Write(carry), Operand::Read(x), Operand::Read(h), Operand::Write(y)] = operands else {
-            unreachable!("bindings of highway")
-        };
-        let carry = &mut carry[self.carry_offset as usize..];
-        let (x, h) = (&x[self.x_offset as usize..], &h[self.h_offset as usize..]);
-        let y = &mut y[self.y_offset as usize..];
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for e in 0..self.len as usize {
-            carry[e] = carry[e].sigmoid();
-            y[e] = carry[e] * x[e] + (T::ONE - carry[e]) * h[e];
+            s.carry[e] = s.carry[e].sigmoid();
+            s.y[e] = s.carry[e] * s.x[e] + (T::ONE - s.carry[e]) * s.h[e];
         }
     }
+}
+
+/// Views; pre-activations up to 10,000; outputs that hold NaN before.
+pub fn cases() -> Vec<Case> {
+    let case = |len: usize, bound: f64| {
+        Case::new(format!("highway {len} within {bound}"), bound, move |rec| {
+            let (x, h) = (rec.input("x", &[2, len])?.row(1)?, rec.input("h", &[2, len])?.row(0)?);
+            let carry = rec.activation("carry", &[3, len])?.row(1)?;
+            let y = rec.activation("y", &[2, len])?.row(1)?;
+            record(rec, &carry, &x, &h, &y)
+        })
+    };
+    let poisoned = Case::new("highway 33, outputs replaced", 1.0, |rec| {
+        let (gate, x) = (rec.input("gate", &[33])?, rec.input("x", &[33])?);
+        let (carry, out) = (rec.activation("carry", &[33])?, rec.activation("out", &[33])?);
+        copy_columns::record(rec, &gate, &Target::replace(&carry))?;
+        record(rec, &carry, &x, &gate, &out)
+    });
+    let sizes = [(1, 1.0), (3, 1.0), (257, 8.0), (561, 3.0), (4_800, 3.0), (70_001, 1.0), (257, 1e4)];
+    sizes.into_iter().map(|(len, bound)| case(len, bound)).chain([poisoned]).collect()
 }

@@ -6,37 +6,21 @@
 //! dh[e] (+)= dy[e] (1 - carry[e])
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
+use crate::kernels::{copy_columns, highway};
 
 parameters! {
     /// Parameters of `highway_backward`.
     HighwayBackward {
         /// Elements.
         len: u32,
-        /// First element in carry.
-        carry_offset: u32,
-        /// First element in x.
-        x_offset: u32,
-        /// First element in h.
-        h_offset: u32,
-        /// First element in dy.
-        dy_offset: u32,
-        /// First element in dcarry.
-        dcarry_offset: u32,
-        /// First element in dx.
-        dx_offset: u32,
-        /// First element in dh.
-        dh_offset: u32,
-        /// 1 to add to dx.
-        accumulate_dx: u32,
-        /// 1 to add to dh.
-        accumulate_dh: u32,
+        /// 1 if dx is added to, not replaced.
+        adds_dx: u32,
+        /// 1 if dh is added to, not replaced.
+        adds_dh: u32,
     }
 }
+operands! { HighwayBackward { carry: read, x: read, h: read, dy: read, dcarry: write, dx: write, dh: write } }
 
 /// Records the way back over the activated `carry`; writes `dcarry`, and writes or adds to `dx` and `dh`.
 #[allow(clippy::too_many_arguments)]
@@ -47,69 +31,64 @@ pub fn record(
     h: &Tensor,
     dy: &Tensor,
     dcarry: &Tensor,
-    (dx, accumulate_dx): (&Tensor, bool),
-    (dh, accumulate_dh): (&Tensor, bool),
+    dx: &Target,
+    dh: &Target,
 ) -> Result<()> {
-    let operands = [carry, x, h, dy, dcarry, dx, dh];
-    if let Some(other) = operands.iter().find(|t| t.len() != x.len()) {
+    if let Some(other) = [carry, h, dy, dcarry, &dx.tensor, &dh.tensor].iter().find(|t| t.len() != x.len()) {
         return Err(Error::shape("recording the backward of a highway", format!("{:?}", x.shape()), other.shape()));
     }
-    let kernel = HighwayBackward {
-        len: x.len() as u32,
-        carry_offset: carry.offset as u32,
-        x_offset: x.offset as u32,
-        h_offset: h.offset as u32,
-        dy_offset: dy.offset as u32,
-        dcarry_offset: dcarry.offset as u32,
-        dx_offset: dx.offset as u32,
-        dh_offset: dh.offset as u32,
-        accumulate_dx: accumulate_dx as u32,
-        accumulate_dh: accumulate_dh as u32,
-    };
-    rec.push(kernel, &operands)
+    let kernel = HighwayBackward { len: x.len() as u32, adds_dx: dx.adds as u32, adds_dh: dh.adds as u32 };
+    rec.push(kernel, Tensors { carry, x, h, dy, dcarry, dx: &dx.tensor, dh: &dh.tensor })
 }
 
 impl Kernel for HighwayBackward {
     const NAME: &'static str = "highway_backward";
-    const BINDINGS: &'static [Binding] =
-        &[reads("carry"), reads("x"), reads("h"), reads("dy"), writes("dcarry"), writes("dx"), writes("dh")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const VIEWS: bool = true;
-    one_shader!("highway_backward", |k| fold_elements(k.len as u64, 256));
+    plain!(["highway_backward"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
+    fn needs(&self) -> Option<Sizes> {
         let len = sized(&[self.len])?;
-        let read = [self.carry_offset, self.x_offset, self.h_offset, self.dy_offset];
-        let written = [self.dcarry_offset, self.dx_offset, self.dh_offset];
-        Some(read.iter().chain(&written).map(|offset| *offset as u128 + len).collect())
+        Some(Sizes { carry: len, x: len, h: len, dy: len, dcarry: len, dx: len, dh: len })
     }
 
     fn flops(&self) -> f64 {
         8.0 * self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [
-            Operand::Read(carry),
-            Operand::Read(x),
-            Operand::Read(h),
-            Operand::Read(dy),
-            Operand::Write(dcarry),
-            Operand::Write(dx),
-            Operand::Write(dh),
-        ] = operands
-        else {
-            unreachable!("bindings of highway_backward")
-        };
-        let (carry, dy) = (&carry[self.carry_offset as usize..], &dy[self.dy_offset as usize..]);
-        let (x, h) = (&x[self.x_offset as usize..], &h[self.h_offset as usize..]);
-        let dcarry = &mut dcarry[self.dcarry_offset as usize..];
-        let (dx, dh) = (&mut dx[self.dx_offset as usize..], &mut dh[self.dh_offset as usize..]);
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for e in 0..self.len as usize {
-            dcarry[e] = dy[e] * (x[e] - h[e]) * carry[e] * (T::ONE - carry[e]);
-            let (to_x, to_h) = (dy[e] * carry[e], dy[e] * (T::ONE - carry[e]));
-            dx[e] = if self.accumulate_dx != 0 { dx[e] + to_x } else { to_x };
-            dh[e] = if self.accumulate_dh != 0 { dh[e] + to_h } else { to_h };
+            s.dcarry[e] = s.dy[e] * (s.x[e] - s.h[e]) * s.carry[e] * (T::ONE - s.carry[e]);
+            let (to_x, to_h) = (s.dy[e] * s.carry[e], s.dy[e] * (T::ONE - s.carry[e]));
+            s.dx[e] = if self.adds_dx != 0 { s.dx[e] + to_x } else { to_x };
+            s.dh[e] = if self.adds_dh != 0 { s.dh[e] + to_h } else { to_h };
         }
     }
+}
+
+/// Behind a `highway`: views, added to and replaced; outputs that hold NaN before.
+pub fn cases() -> Vec<Case> {
+    let case = |(len, bound): (usize, f64), adds_dx: bool, adds_dh: bool| {
+        Case::new(format!("highway_backward {len}, adds {adds_dx} {adds_dh}"), bound, move |rec| {
+            let (x, h) = (rec.input("x", &[2, len])?.row(1)?, rec.input("h", &[2, len])?.row(0)?);
+            let dy = rec.input("dy", &[2, len])?.row(1)?;
+            let carry = rec.activation("carry", &[3, len])?.row(1)?;
+            let (y, dcarry) = (rec.activation("y", &[len])?, rec.activation("dcarry", &[2, len])?.row(1)?);
+            let dx = Target { tensor: rec.activation("dx", &[2, len])?.row(0)?, adds: adds_dx };
+            let dh = Target { tensor: rec.activation("dh", &[2, len])?.row(1)?, adds: adds_dh };
+            highway::record(rec, &carry, &x, &h, &y)?;
+            record(rec, &carry, &x, &h, &dy, &dcarry, &dx, &dh)
+        })
+    };
+    let poisoned = Case::new("highway_backward 33, outputs replaced", 1.0, |rec| {
+        let (gate, x) = (rec.input("gate", &[33])?, rec.input("x", &[33])?);
+        let (carry, y) = (rec.activation("carry", &[33])?, rec.activation("y", &[33])?);
+        let (dcarry, dx, dh) =
+            (rec.activation("out", &[33])?, rec.activation("dx", &[33])?, rec.activation("dh", &[33])?);
+        copy_columns::record(rec, &gate, &Target::replace(&carry))?;
+        highway::record(rec, &carry, &x, &gate, &y)?;
+        record(rec, &carry, &x, &gate, &x, &dcarry, &Target::replace(&dx), &Target::replace(&dh))
+    });
+    let adds = [(false, false), (true, false), (false, true), (true, true)];
+    let sizes = [(1, 1.0), (3, 1.0), (257, 8.0), (561, 3.0), (70_001, 1.0)];
+    let all = sizes.into_iter().flat_map(|size| adds.map(|(dx, dh)| case(size, dx, dh)));
+    all.chain([poisoned]).collect()
 }

@@ -11,19 +11,14 @@
 //! | yes | no | `[k,m]` | `[k,n]` | `dW = dy^T x` |
 //! | yes | yes | `[k,m]` | `[n,k]` | for completeness |
 
-use crate::error::{Error, Result};
-use crate::float::{Float, Vectorized};
-use crate::kernel::{
-    AdapterClass, Binding, Extent, Kernel, Operand, Scratch, Shader, fold, parameters, reads, sized, writes,
-};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 use crate::tile;
+use crate::float::Vectorized;
 use rayon::prelude::*;
 use std::ops::Range;
 
 parameters! {
-    /// Parameters of `matmul`. Element (m, k) of a lies at `a_offset + m a_row + k a_column`; b likewise.
+    /// Parameters of `matmul`. Element (m, k) of a lies at `m a_row + k a_column`; b likewise.
     Matmul {
         /// Rows of c.
         m: u32,
@@ -31,74 +26,81 @@ parameters! {
         n: u32,
         /// The summed size.
         k: u32,
-        /// First element of a in its slot.
-        a_offset: u32,
         /// Distance of rows of a.
         a_row: u32,
         /// Distance of columns of a.
         a_column: u32,
-        /// First element of b in its slot.
-        b_offset: u32,
         /// Distance of rows of b.
         b_row: u32,
         /// Distance of columns of b.
         b_column: u32,
-        /// First element of c in its slot.
-        c_offset: u32,
         /// How many of the biases are added: 0, 1 or 2.
         biases: u32,
         /// 1 if c is added to, not replaced.
-        accumulate: u32,
+        adds: u32,
     }
 }
+operands! { Matmul { a: read, b: read, bias: [read], second_bias: [read], c: write } }
 
 /// Terms of the sum in one dispatch, `CHUNK` in the shaders.
 const CHUNK: u32 = 32_768;
 
-/// Records `c (+)= op(a) op(b) + biases` (two at most) over the matrices that all axes but the last of each tensor flatten to.
+/// A tensor as the matrix that all its axes but the last flatten to.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    tensor: &'a Tensor,
+    transposed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    /// As it is stored.
+    pub fn plain(tensor: &'a Tensor) -> Matrix<'a> {
+        Matrix { tensor, transposed: false }
+    }
+
+    /// Rows for columns.
+    pub fn transposed(tensor: &'a Tensor) -> Matrix<'a> {
+        Matrix { tensor, transposed: true }
+    }
+
+    /// Rows and columns, and the distance of each.
+    fn layout(&self) -> ([usize; 2], [u32; 2]) {
+        let (rows, columns) = (self.tensor.rows(), self.tensor.columns());
+        match self.transposed {
+            true => ([columns, rows], [1, columns as u32]),
+            false => ([rows, columns], [columns as u32, 1]),
+        }
+    }
+}
+
+/// Records `c (+)= a b + biases`, two biases at most.
 pub fn record(
     rec: &mut Recorder<'_>,
-    (a, transpose_a): (&Tensor, bool),
-    (b, transpose_b): (&Tensor, bool),
+    a: Matrix<'_>,
+    b: Matrix<'_>,
     biases: &[&Tensor],
-    (c, accumulate): (&Tensor, bool),
+    c: &Target,
 ) -> Result<()> {
-    let (m, k) = if transpose_a { (a.columns(), a.rows()) } else { (a.rows(), a.columns()) };
-    let (b_k, n) = if transpose_b { (b.columns(), b.rows()) } else { (b.rows(), b.columns()) };
+    let (([m, k], [a_row, a_column]), ([b_k, n], [b_row, b_column])) = (a.layout(), b.layout());
     if b_k != k {
-        let wanted = format!("{k} values to sum over, as in {:?}", a.shape());
-        return Err(Error::shape("recording a matrix product", wanted, b.shape()));
+        let wanted = format!("{k} values to sum over, as in {:?}", a.tensor.shape());
+        return Err(Error::shape("recording a matrix product", wanted, b.tensor.shape()));
     }
-    if c.len() != m * n {
-        return Err(Error::shape("recording the result of a matrix product", format!("[{m}, {n}]"), c.shape()));
+    if c.tensor.len() != m * n {
+        let wanted = format!("[{m}, {n}]");
+        return Err(Error::shape("recording the result of a matrix product", wanted, c.tensor.shape()));
     }
     if biases.len() > 2 {
         return Err(Error::config("recording the biases of a matrix product", "two at most", biases.len()));
     }
-    if let Some(bias) = biases.iter().find(|bias| bias.len() != n || bias.offset != 0) {
-        let wanted = format!("[{n}] from the start of its slot");
-        return Err(Error::shape("recording the bias of a matrix product", wanted, bias.shape()));
+    if let Some(bias) = biases.iter().find(|bias| bias.len() != n) {
+        return Err(Error::shape("recording the bias of a matrix product", format!("[{n}]"), bias.shape()));
     }
-    let strides = |t: &Tensor, transposed: bool| match transposed {
-        true => (1, t.columns() as u32),
-        false => (t.columns() as u32, 1),
-    };
-    let ((a_row, a_column), (b_row, b_column)) = (strides(a, transpose_a), strides(b, transpose_b));
-    let kernel = Matmul {
-        m: m as u32,
-        n: n as u32,
-        k: k as u32,
-        a_offset: a.offset as u32,
-        a_row,
-        a_column,
-        b_offset: b.offset as u32,
-        b_row,
-        b_column,
-        c_offset: c.offset as u32,
-        biases: biases.len() as u32,
-        accumulate: accumulate as u32,
-    };
-    rec.push_some(kernel, &[Some(a), Some(b), biases.first().copied(), biases.get(1).copied(), Some(c)])
+    let [m, n, k] = [m, n, k].map(|size| size as u32);
+    let (count, adds) = (biases.len() as u32, c.adds as u32);
+    let kernel = Matmul { m, n, k, a_row, a_column, b_row, b_column, biases: count, adds };
+    let (bias, second_bias) = (biases.first().copied(), biases.get(1).copied());
+    rec.push(kernel, Tensors { a: a.tensor, b: b.tensor, bias, second_bias, c: &c.tensor })
 }
 
 impl Matmul {
@@ -108,113 +110,105 @@ impl Matmul {
     }
 
     /// Whether every vector of four that `matmul_registers` loads lies on a multiple of four.
-    fn in_quads(&self) -> bool {
-        let strides = match self.transposed() {
-            (false, false) => [self.a_row, self.b_row],
-            (false, true) => [self.a_row, self.b_column],
-            (true, false) => [self.a_column, self.b_row],
-            (true, true) => [self.a_column, self.b_column],
-        };
-        let a_rows = if self.a_column != 1 { self.m } else { 0 };
-        let all = [self.n, self.k, self.a_offset, self.b_offset, self.c_offset, a_rows, strides[0], strides[1]];
-        all.iter().all(|size| size % 4 == 0)
+    fn in_quads(&self, of: &Tensors<'_>) -> Result<(), String> {
+        let (a, b) = self.transposed();
+        let a_rows = if a { self.m } else { 0 };
+        let strides = [if a { self.a_column } else { self.a_row }, if b { self.b_column } else { self.b_row }];
+        let offsets = [Some(of.a), Some(of.b), of.bias, of.second_bias, Some(of.c)];
+        let offsets = offsets.into_iter().flatten().map(|view| view.offset as u32);
+        let sizes = [self.n, self.k, a_rows, strides[0], strides[1]];
+        match sizes.into_iter().chain(offsets).find(|size| size % 4 != 0) {
+            None => Ok(()),
+            Some(size) => Err(format!("a size, a distance or a first element, {size}, is no multiple of 4")),
+        }
     }
 }
 
 impl Kernel for Matmul {
     const NAME: &'static str = "matmul";
-    const BINDINGS: &'static [Binding] = &[reads("a"), reads("b"), reads("bias"), reads("second_bias"), writes("c")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const VIEWS: bool = true;
-    const PACKS: &'static [usize] = &[1];
+    const FORM: &'static str = "rows_or_gemm";
+    const PACKS: &'static [&'static str] = &["b"];
 
-    fn shaders() -> &'static [Shader<Self>] {
+    fn variants() -> &'static [Variant<Self>] {
+        const ALL: [&str; 5] = ["a", "b", "bias", "second_bias", "c"];
         &[
-            Shader {
-                name: "matmul_registers",
-                source: include_str!("../../shaders/matmul_registers.wgsl"),
-                suits: |k, class| class == AdapterClass::Software && k.in_quads(),
-                constants: |k| {
-                    let (a, b) = k.transposed();
-                    vec![("transpose_a", a as u32 as f64), ("transpose_b", b as u32 as f64)]
+            Variant {
+                name: "registers",
+                fits: |k, of, adapter| match adapter.class {
+                    AdapterClass::Software => k.in_quads(of),
+                    AdapterClass::Hardware => Err("for software adapters, where barriers are dear".into()),
                 },
-                grid: |k| fold(k.n.div_ceil(128) as u64 * k.m.div_ceil(8) as u64),
-                binds: None,
+                stages: |k| {
+                    let (a, b) = k.transposed();
+                    let grid = fold(k.n.div_ceil(128) as u64 * k.m.div_ceil(8) as u64);
+                    let stage = Stage::new(wgsl!["shared/madd", "matmul_registers"], &ALL, grid);
+                    vec![stage.with_constants(&[("transpose_a", a), ("transpose_b", b)])]
+                },
+                repeats: |k| k.k.div_ceil(CHUNK),
+                scratch: |_| Vec::new(),
             },
-            Shader {
-                name: "matmul",
-                source: include_str!("../../shaders/matmul.wgsl"),
-                suits: |_, _| true,
-                constants: |_| Vec::new(),
-                grid: |k| fold(k.n.div_ceil(64) as u64 * k.m.div_ceil(64) as u64),
-                binds: None,
+            Variant {
+                name: "tiles",
+                fits: |_, _, _| Ok(()),
+                stages: |k| {
+                    let grid = fold(k.n.div_ceil(64) as u64 * k.m.div_ceil(64) as u64);
+                    vec![Stage::new(wgsl!["matmul"], &ALL, grid)]
+                },
+                repeats: |k| k.k.div_ceil(CHUNK),
+                scratch: |_| Vec::new(),
             },
         ]
     }
 
-    fn repeats(&self) -> u32 {
-        self.k.div_ceil(CHUNK)
-    }
-
-    fn needs(&self) -> Option<Vec<u128>> {
-        let reach = |offset: u32, rows: u32, row: u32, columns: u32, column: u32| {
-            offset as u128 + (rows - 1) as u128 * row as u128 + (columns - 1) as u128 * column as u128 + 1
+    fn needs(&self) -> Option<Sizes> {
+        let reach = |rows: u32, row: u32, columns: u32, column: u32| {
+            (rows - 1) as u128 * row as u128 + (columns - 1) as u128 * column as u128 + 1
         };
-        let size = sized(&[self.m, self.n, self.k])? / self.k as u128;
-        Some(vec![
-            reach(self.a_offset, self.m, self.a_row, self.k, self.a_column),
-            reach(self.b_offset, self.k, self.b_row, self.n, self.b_column),
-            if self.biases > 0 { self.n as u128 } else { 0 },
-            if self.biases > 1 { self.n as u128 } else { 0 },
-            self.c_offset as u128 + size,
-        ])
+        let c = sized(&[self.m, self.n, self.k])? / self.k as u128;
+        let bias = |count: u32| if self.biases > count { self.n as u128 } else { 0 };
+        Some(Sizes {
+            a: reach(self.m, self.a_row, self.k, self.a_column),
+            b: reach(self.k, self.b_row, self.n, self.b_column),
+            bias: bias(0),
+            second_bias: bias(1),
+            c,
+        })
     }
 
-    fn extent(&self) -> Option<Extent> {
-        Some(Extent::contiguous(self.c_offset, self.m * self.n))
+    fn packing(&self) -> Vec<u32> {
+        vec![self.n, self.k, self.b_row, self.b_column]
     }
 
     fn flops(&self) -> f64 {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(a), Operand::Read(b), Operand::Read(first), Operand::Read(second), Operand::Write(c)] =
-            operands
-        else {
-            unreachable!("bindings of matmul")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for m in 0..self.m {
             for n in 0..self.n {
                 let mut sum = T::ZERO;
                 for k in 0..self.k {
-                    let a = a[(self.a_offset + m * self.a_row + k * self.a_column) as usize];
-                    sum += a * b[(self.b_offset + k * self.b_row + n * self.b_column) as usize];
+                    let a = s.a[(m * self.a_row + k * self.a_column) as usize];
+                    sum += a * s.b[(k * self.b_row + n * self.b_column) as usize];
                 }
-                let c = &mut c[(self.c_offset + m * self.n + n) as usize];
-                let before = if self.accumulate != 0 { *c } else { T::ZERO };
-                *c = before + sum;
-                for bias in [&*first, &*second].iter().take(self.biases as usize) {
+                let c = &mut s.c[(m * self.n + n) as usize];
+                let before = if self.adds != 0 { *c } else { T::ZERO };
+                *c = before + sum; // F1, B12
+                for bias in [s.bias, s.second_bias].iter().take(self.biases as usize) {
                     *c += bias[n as usize];
                 }
             }
         }
     }
 
-    fn execute<T: Float>(&self, operands: &mut [Operand<'_, T>], scratch: &mut Scratch<T>) {
-        let [Operand::Read(a), Operand::Read(b), Operand::Read(first), Operand::Read(second), Operand::Write(c)] =
-            operands
-        else {
-            unreachable!("bindings of matmul")
-        };
+    fn execute<T: Float>(&self, s: Slices<'_, T>, scratch: &mut Scratch<T>) {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
-        let c = &mut c[self.c_offset as usize..][..m * n];
-        let mut read_c = self.accumulate != 0;
-        let biases = [&first[..], &second[..]].map(|bias| bias.get(..n).unwrap_or_default());
+        let c = &mut s.c[..m * n];
+        let mut read_c = self.adds != 0;
+        let biases = [s.bias, s.second_bias];
         let biases = &biases[..self.biases as usize];
         if self.a_column == 1 && self.b_row == 1 && (self.a_row == self.k || self.m == 1) {
-            let (x, w) = (&a[self.a_offset as usize..][..m * k], &b[self.b_offset as usize..]);
-            return self.by_rows(x, w, biases, c, scratch);
+            return self.by_rows(&s.a[..m * k], s.b, biases, c, scratch);
         }
         for bias in biases {
             for row in c.chunks_exact_mut(n) {
@@ -224,7 +218,7 @@ impl Kernel for Matmul {
             read_c = true;
         }
         let strides = [self.a_row, self.a_column, self.b_row, self.b_column].map(|s| s as usize);
-        product([m, n, k], &a[self.a_offset as usize..], &b[self.b_offset as usize..], c, strides, read_c);
+        product([m, n, k], s.a, s.b, c, strides, read_c);
     }
 }
 
@@ -234,11 +228,11 @@ impl Matmul {
     fn by_rows<T: Float>(&self, x: &[T], w: &[T], biases: &[&[T]], c: &mut [T], scratch: &mut Scratch<T>) {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         let width = 4 * tile::lanes::<T>();
-        let panels = tile::aligned(&mut scratch.packed, n.next_multiple_of(width) * k);
-        if !scratch.is_packed {
+        let len = n.next_multiple_of(width) * k;
+        let packed = tile::packed(scratch, len, |panels| {
             tile::pack_rows(panels, width, k, n, |row| &w[row * self.b_column as usize..]);
-        }
-        let (panels, read_c) = (&*panels, self.accumulate != 0);
+        });
+        let (panels, read_c) = (tile::from_line(&packed, len), self.adds != 0);
         // some tasks a thread where there is work for them; at a time, each takes rows that stay in its cache
         let tasks = if m * n * k > 1 << 18 { 4 * rayon::current_num_threads() } else { 1 };
         let rows = m.div_ceil(tasks);
@@ -355,4 +349,43 @@ fn product<T: Float>([m, n, k]: [usize; 3], a: &[T], b: &[T], c: &mut [T], strid
             parallelism,
         );
     }
+}
+
+/// Every transposition, with and without biases and a sum; views; sums beyond 65,535 terms.
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let sizes = [(1, 1, 1), (3, 5, 7), (8, 16, 4), (9, 132, 20), (33, 65, 17), (64, 64, 64), (70, 4, 129), (1, 256, 64)];
+    for (m, n, k) in sizes {
+        for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (bias, adds) in [(false, false), (true, false), (false, true), (true, true)] {
+                all.push(Case::new(format!("matmul {m} {n} {k} {ta} {tb} {bias} {adds}"), 1.0, move |rec| {
+                    let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
+                    let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
+                    let bias = if bias { Some(rec.input("bias", &[n])?) } else { None };
+                    let second = if bias.is_some() && ta { Some(rec.input("second_bias", &[n])?) } else { None };
+                    let tensor = rec.activation(if adds { "c" } else { "out" }, &[m, n])?;
+                    let biases: Vec<_> = bias.iter().chain(&second).collect();
+                    let (a, b) = (Matrix { tensor: &a, transposed: ta }, Matrix { tensor: &b, transposed: tb });
+                    record(rec, a, b, &biases, &Target { tensor, adds })
+                }));
+            }
+        }
+    }
+    for k in [4, 5] {
+        all.push(Case::new(format!("matmul of rows {k}"), 1.0, move |rec| {
+            let a = rec.input("a", &[7, k])?.narrow(2, 4)?;
+            let b = rec.input("b", &[3, 8, k])?.row(1)?;
+            let bias = rec.input("bias", &[3, 8])?.row(2)?;
+            let c = rec.activation("c", &[6, 8])?.narrow(1, 4)?;
+            record(rec, Matrix::plain(&a), Matrix::transposed(&b), &[&bias], &Target::replace(&c))
+        }));
+    }
+    for rows in [70_000, 70_001] {
+        all.push(Case::new(format!("matmul over {rows} rows"), 0.05, move |rec| {
+            let (a, b) = (rec.input("a", &[rows, 4])?, rec.input("b", &[rows, 8])?);
+            let c = rec.activation("out", &[4, 8])?;
+            record(rec, Matrix::transposed(&a), Matrix::plain(&b), &[], &Target::replace(&c))
+        }));
+    }
+    all
 }

@@ -5,11 +5,8 @@
 //! loss = sum_r rows[r].0 / counted      accuracy = sum_r rows[r].1 / counted      0 if nothing counts
 //! ```
 
-use crate::error::Result;
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
+use crate::kernels::softmax_cross_entropy;
 
 parameters! {
     /// Parameters of `mean_loss`.
@@ -18,6 +15,7 @@ parameters! {
         rows: u32,
     }
 }
+operands! { MeanLoss { row_losses: read, loss: write, accuracy: write, counted: write } }
 
 /// Records mean loss, accuracy and count, each `[1]`, of `row_losses [.., 3]`.
 pub fn record(
@@ -27,36 +25,46 @@ pub fn record(
     accuracy: &Tensor,
     counted: &Tensor,
 ) -> Result<()> {
-    rec.push(MeanLoss { rows: row_losses.rows() as u32 }, &[row_losses, loss, accuracy, counted])
+    rec.push(MeanLoss { rows: row_losses.rows() as u32 }, Tensors { row_losses, loss, accuracy, counted })
 }
 
 impl Kernel for MeanLoss {
     const NAME: &'static str = "mean_loss";
-    const BINDINGS: &'static [Binding] = &[reads("row_losses"), writes("loss"), writes("accuracy"), writes("counted")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("mean_loss", |_| [1, 1, 1]);
+    plain!(["mean_loss"], |_| [1, 1, 1]);
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        Some(vec![sized(&[self.rows, 3])?, 1, 1, 1])
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes { row_losses: sized(&[self.rows, 3])?, loss: 1, accuracy: 1, counted: 1 })
     }
 
     fn flops(&self) -> f64 {
         3.0 * self.rows as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(row_losses), Operand::Write(loss), Operand::Write(accuracy), Operand::Write(counted)] =
-            operands
-        else {
-            unreachable!("bindings of mean_loss")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         // in f64: an f32 stops counting at 2^24
         let mut sums = [0.0; 3];
-        for row in row_losses.chunks_exact(3) {
+        for row in s.row_losses.chunks_exact(3) {
             sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
         }
         let count = f64::max(sums[2], 1.0);
-        let [out_loss, out_accuracy] = [sums[0] / count, sums[1] / count].map(T::of);
-        (loss[0], accuracy[0], counted[0]) = (out_loss, out_accuracy, T::of(sums[2]));
+        let [loss, accuracy] = [sums[0] / count, sums[1] / count].map(T::of);
+        (s.loss[0], s.accuracy[0], s.counted[0]) = (loss, accuracy, T::of(sums[2]));
     }
+}
+
+/// Row losses of a cross-entropy, and views.
+pub fn cases() -> Vec<Case> {
+    let case = |rows: usize| {
+        Case::new(format!("mean_loss {rows}"), 1.0, move |rec| {
+            let (logits, targets) = (rec.input("logits", &[rows, 3])?, rec.targets("targets", &[rows], 3)?);
+            let probabilities = rec.activation("probabilities", &[rows, 3])?;
+            let row_losses = rec.activation("row_losses", &[rows + 1, 3])?.narrow(1, rows)?;
+            softmax_cross_entropy::record(rec, &logits, &targets, &probabilities, &row_losses)?;
+            let loss = rec.activation("loss", &[3])?.narrow(1, 1)?;
+            let accuracy = rec.activation("accuracy", &[2])?.narrow(1, 1)?;
+            let counted = rec.activation("counted", &[1])?;
+            record(rec, &row_losses, &loss, &accuracy, &counted)
+        })
+    };
+    [1, 3, 65, 257, 70_001].map(case).into()
 }

@@ -1,104 +1,82 @@
 //! All kernels: the list equals the folder `shaders/`, which a test checks.
 //!
-//! Each module is one word: its equation, its parameters, `record` (shape checks, appends a step; that of
-//! `fill` is [`Recorder::fill`](crate::Recorder::fill)), the
-//! twin, and the names of its shaders. How they fit together: [`crate::kernel`].
+//! Each module is one word: its equation, its parameters and operands, `record` (checks shapes and appends a step; that
+//! of `fill` is [`Recorder::fill`](crate::Recorder::fill)), the twin, the variants, and the cases that tests, doctor and
+//! benches run. How they fit together: [`crate::kernel`].
 
-pub mod clip_norm;
-pub mod copy_columns;
-pub mod count;
-pub mod dropout_mask;
-pub mod embedding_backward;
-pub mod embedding_forward;
-pub mod fill;
-pub mod highway;
-pub mod highway_backward;
-pub mod lstm_backward;
-pub mod lstm_forward;
-pub mod matmul;
-pub mod mean_loss;
-pub mod multiply;
-pub mod one_hot;
-pub mod recurrence;
-pub mod scale;
-pub mod sgd;
-pub mod softmax_cross_entropy;
-pub mod softmax_cross_entropy_backward;
-pub mod subtract;
-pub mod sum;
-pub mod sum_products;
-pub mod sum_rows;
-pub mod sum_squares;
+use crate::case::Case;
+use crate::kernel::{Field, Kernel};
 
-use crate::kernel::{Binding, Kernel, Shader};
-
-/// A kernel without its parameters: what can be checked about it without a plan.
+/// What can be said of a kernel without its parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct Description {
     /// The word.
     pub name: &'static str,
-    /// Storage bindings of group 0, in order.
-    pub bindings: &'static [Binding],
-    /// Names of the uniform's fields, one word each.
-    pub fields: &'static [&'static str],
-    /// Which of them are `f32`.
-    pub floats: &'static [&'static str],
-    /// Each shader.
-    pub shaders: fn() -> Vec<ShaderFile>,
+    /// Names of the variants, best first.
+    pub variants: fn() -> Vec<&'static str>,
+    /// The CPU's form.
+    pub form: &'static str,
+    /// The parameters.
+    pub fields: &'static [Field],
+    /// Sizes that are awkward on purpose, with each option.
+    pub cases: fn() -> Vec<Case>,
 }
 
-/// A shader without the kernel's parameters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShaderFile {
-    /// File name in `shaders/` without the ending.
-    pub name: &'static str,
-    /// The WGSL text.
-    pub source: &'static str,
-    /// What it binds, in order.
-    pub bindings: Vec<Binding>,
-}
-
-const fn describe<K: Kernel>() -> Description {
+const fn describe<K: Kernel>(cases: fn() -> Vec<Case>) -> Description {
     Description {
         name: K::NAME,
-        bindings: K::BINDINGS,
+        variants: || K::variants().iter().map(|variant| variant.name).collect(),
+        form: K::FORM,
         fields: K::FIELDS,
-        floats: K::FLOATS,
-        shaders: || {
-            let bindings = |s: &Shader<K>| match s.binds {
-                Some(binds) => binds.iter().map(|at| K::BINDINGS[*at]).collect(),
-                None => K::BINDINGS.to_vec(),
-            };
-            let file = |s: &Shader<K>| ShaderFile { name: s.name, source: s.source, bindings: bindings(s) };
-            K::shaders().iter().map(file).collect()
-        },
+        cases,
     }
 }
 
-/// Every kernel of the crate.
-pub const ALL: &[Description] = &[
-    describe::<clip_norm::ClipNorm>(),
-    describe::<copy_columns::CopyColumns>(),
-    describe::<count::Count>(),
-    describe::<dropout_mask::DropoutMask>(),
-    describe::<embedding_backward::EmbeddingBackward>(),
-    describe::<embedding_forward::EmbeddingForward>(),
-    describe::<fill::Fill>(),
-    describe::<highway::Highway>(),
-    describe::<highway_backward::HighwayBackward>(),
-    describe::<lstm_backward::LstmBackward>(),
-    describe::<lstm_forward::LstmForward>(),
-    describe::<matmul::Matmul>(),
-    describe::<mean_loss::MeanLoss>(),
-    describe::<multiply::Multiply>(),
-    describe::<one_hot::OneHot>(),
-    describe::<scale::Scale>(),
-    describe::<sgd::Sgd>(),
-    describe::<softmax_cross_entropy::SoftmaxCrossEntropy>(),
-    describe::<softmax_cross_entropy_backward::SoftmaxCrossEntropyBackward>(),
-    describe::<subtract::Subtract>(),
-    describe::<sum::Sum>(),
-    describe::<sum_products::SumProducts>(),
-    describe::<sum_rows::SumRows>(),
-    describe::<sum_squares::SumSquares>(),
-];
+/// The modules, and the list of them.
+macro_rules! kernels {
+    ($($module:ident: $kernel:ident),* $(,)?) => {
+        $(pub mod $module;)*
+        /// Every kernel of the crate.
+        pub const ALL: &[Description] = &[$(describe::<$module::$kernel>($module::cases)),*];
+    };
+}
+
+kernels! {
+    clip_norm: ClipNorm,
+    copy_columns: CopyColumns,
+    count: Count,
+    dropout_mask: DropoutMask,
+    embedding_backward: EmbeddingBackward,
+    embedding_forward: EmbeddingForward,
+    fill: Fill,
+    highway: Highway,
+    highway_backward: HighwayBackward,
+    lstm_backward: LstmBackward,
+    lstm_forward: LstmForward,
+    matmul: Matmul,
+    mean_loss: MeanLoss,
+    multiply: Multiply,
+    one_hot: OneHot,
+    scale: Scale,
+    sgd: Sgd,
+    softmax_cross_entropy: SoftmaxCrossEntropy,
+    softmax_cross_entropy_backward: SoftmaxCrossEntropyBackward,
+    subtract: Subtract,
+    sum: Sum,
+    sum_products: SumProducts,
+    sum_rows: SumRows,
+    sum_squares: SumSquares,
+}
+
+pub mod recurrence;
+
+/// What every kernel is written with.
+mod prelude {
+    pub(super) use crate::case::Case;
+    pub(super) use crate::error::{Error, Result};
+    pub(super) use crate::float::Float;
+    pub(super) use crate::kernel::*;
+    pub(super) use crate::recorder::{Recorder, Target};
+    pub(super) use crate::tensor::Tensor;
+    pub(super) use crate::{operands, parameters, wgsl};
+}

@@ -4,11 +4,7 @@
 //! y[e] (+)= x[e] factor[e % factor_len]      e in 0..len
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `multiply`.
@@ -17,19 +13,15 @@ parameters! {
         len: u32,
         /// Elements of the factor.
         factor_len: u32,
-        /// First element in x.
-        x_offset: u32,
-        /// First element in the factor.
-        factor_offset: u32,
-        /// First element in y.
-        y_offset: u32,
-        /// 1 to add to y.
-        accumulate: u32,
+        /// 1 if y is added to, not replaced.
+        adds: u32,
     }
 }
+operands! { Multiply { x: read, factor: read, y: write } }
 
 /// Records `y (+)= x factor`; the factor's length divides that of x, such as `[B, H]` for `[T, B, H]`.
-pub fn record(rec: &mut Recorder<'_>, x: &Tensor, factor: &Tensor, (y, accumulate): (&Tensor, bool)) -> Result<()> {
+pub fn record(rec: &mut Recorder<'_>, x: &Tensor, factor: &Tensor, y: &Target) -> Result<()> {
+    let Target { tensor: y, adds } = y;
     if x.len() != y.len() {
         return Err(Error::shape("recording a product of elements", format!("{:?}", x.shape()), y.shape()));
     }
@@ -37,52 +29,50 @@ pub fn record(rec: &mut Recorder<'_>, x: &Tensor, factor: &Tensor, (y, accumulat
         let wanted = format!("a factor whose length divides that of {:?}", x.shape());
         return Err(Error::shape("recording a product of elements", wanted, factor.shape()));
     }
-    let kernel = Multiply {
-        len: x.len() as u32,
-        factor_len: factor.len() as u32,
-        x_offset: x.offset as u32,
-        factor_offset: factor.offset as u32,
-        y_offset: y.offset as u32,
-        accumulate: accumulate as u32,
-    };
-    rec.push(kernel, &[x, factor, y])
+    let kernel = Multiply { len: x.len() as u32, factor_len: factor.len() as u32, adds: *adds as u32 };
+    rec.push(kernel, Tensors { x, factor, y })
 }
 
 impl Kernel for Multiply {
     const NAME: &'static str = "multiply";
-    const BINDINGS: &'static [Binding] = &[reads("x"), reads("factor"), writes("y")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const VIEWS: bool = true;
-    one_shader!("multiply", |k| fold_elements(k.len as u64, 256));
+    plain!(["multiply"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        let reach = |offset: u32, len: u32| Some(offset as u128 + sized(&[len])?);
-        Some(vec![
-            reach(self.x_offset, self.len)?,
-            reach(self.factor_offset, self.factor_len)?,
-            reach(self.y_offset, self.len)?,
-        ])
-    }
-
-    fn extent(&self) -> Option<Extent> {
-        Some(Extent::contiguous(self.y_offset, self.len))
+    fn needs(&self) -> Option<Sizes> {
+        let len = sized(&[self.len])?;
+        Some(Sizes { x: len, factor: sized(&[self.factor_len])?, y: len })
     }
 
     fn flops(&self) -> f64 {
         self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Read(factor), Operand::Write(y)] = operands else {
-            unreachable!("bindings of multiply")
-        };
-        let factor = &factor[self.factor_offset as usize..][..self.factor_len as usize];
-        let x = &x[self.x_offset as usize..][..self.len as usize];
-        let y = &mut y[self.y_offset as usize..][..self.len as usize];
-        for (y, x) in y.chunks_mut(factor.len()).zip(x.chunks(factor.len())) {
-            for (y, (x, factor)) in y.iter_mut().zip(x.iter().zip(factor)) {
-                *y = if self.accumulate != 0 { *y + *x * *factor } else { *x * *factor };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        let len = s.factor.len();
+        for (y, x) in s.y.chunks_mut(len).zip(s.x.chunks(len)) {
+            for (y, (x, factor)) in y.iter_mut().zip(x.iter().zip(s.factor)) {
+                *y = if self.adds != 0 { *y + *x * *factor } else { *x * *factor };
             }
         }
     }
+}
+
+/// Factors of one element and of many, whole slots and views.
+pub fn cases() -> Vec<Case> {
+    let whole = |[len, times]: [usize; 2], adds: bool| {
+        Case::new(format!("multiply {times} x {len}, adds {adds}"), 1.0, move |rec| {
+            let (x, factor) = (rec.input("x", &[times, len])?, rec.input("factor", &[len])?);
+            let tensor = rec.activation(if adds { "y" } else { "out" }, &[times, len])?;
+            record(rec, &x, &factor, &Target { tensor, adds })
+        })
+    };
+    let views = |[len, times]: [usize; 2], adds: bool| {
+        Case::new(format!("multiply {times} x {len}, views, adds {adds}"), 1.0, move |rec| {
+            let x = rec.input("x", &[times + 2, len])?.narrow(2, times)?;
+            let factor = rec.input("factor", &[3, len])?.row(1)?;
+            let tensor = rec.activation("y", &[times + 2, len])?.narrow(1, times)?;
+            record(rec, &x, &factor, &Target { tensor, adds })
+        })
+    };
+    let sizes = [[1, 1], [3, 1], [1, 5], [17, 33], [257, 300]].into_iter();
+    sizes.flat_map(|size| [whole(size, false), whole(size, true), views(size, false), views(size, true)]).collect()
 }

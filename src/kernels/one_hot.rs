@@ -4,11 +4,7 @@
 //! y[r, v] = 1 if ids[r] = v, else 0
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, sized, tokens, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `one_hot`.
@@ -19,6 +15,7 @@ parameters! {
         columns: u32,
     }
 }
+operands! { OneHot { ids: read_words, y: write } }
 
 /// Records the unit vectors of `ids` into `y [.., V]`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
@@ -26,28 +23,38 @@ pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
     if y.rows() != ids.len() {
         return Err(Error::shape("recording one-hot vectors", format!("{} rows", ids.len()), y.shape()));
     }
-    rec.push(OneHot { rows: ids.len() as u32, columns: y.columns() as u32 }, &[ids, y])
+    rec.push(OneHot { rows: ids.len() as u32, columns: y.columns() as u32 }, Tensors { ids, y })
 }
 
 impl Kernel for OneHot {
     const NAME: &'static str = "one_hot";
-    const BINDINGS: &'static [Binding] = &[tokens("ids"), writes("y")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("one_hot", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+    plain!(["one_hot"], |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        Some(vec![sized(&[self.rows])?, sized(&[self.rows, self.columns])?])
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes { ids: sized(&[self.rows])?, y: sized(&[self.rows, self.columns])? })
     }
 
     fn flops(&self) -> f64 {
         self.rows as f64 * self.columns as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Tokens(ids), Operand::Write(y)] = operands else { unreachable!("bindings of one_hot") };
-        for (id, y) in ids.iter().zip(y.chunks_exact_mut(self.columns as usize)) {
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        for (id, y) in s.ids.iter().zip(s.y.chunks_exact_mut(self.columns as usize)) {
             y.fill(T::ZERO);
             y[*id as usize] = T::ONE;
         }
     }
+}
+
+/// Vocabularies larger and smaller than the rows, and views.
+pub fn cases() -> Vec<Case> {
+    let case = |[rows, vocab]: [usize; 2]| {
+        Case::new(format!("one_hot {rows} {vocab}"), 1.0, move |rec| {
+            let ids = rec.tokens("ids", &[2, rows], vocab)?.row(1)?;
+            let out = rec.activation("out", &[rows + 1, vocab])?;
+            rec.fill(&out.row(0)?, 0.5)?;
+            record(rec, &ids, &out.narrow(1, rows)?)
+        })
+    };
+    [[1, 1], [1, 7], [7, 3], [17, 7], [300, 7], [64, 300], [40_000, 2]].map(case).into()
 }

@@ -4,71 +4,76 @@
 //! y[e] (+)= alpha / divisor factor[0] x[e]
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `scale`.
     Scale {
         /// Elements.
         len: u32,
-        /// First element in y.
-        y_offset: u32,
-        /// 1 to add to y.
-        accumulate: u32,
+        /// 1 if y is added to, not replaced.
+        adds: u32,
         /// Divisor (a count: exact in every precision).
         divisor: u32,
         /// Constant factor.
-        alpha: f32,
+        alpha: f64,
     }
 }
+operands! { Scale { x: read, factor: read, y: write } }
 
-/// Records `y (+)= alpha / divisor factor x`; x is a whole slot.
+/// Records `y (+)= alpha / divisor factor x`; `factor` is `[1]`.
 pub fn record(
     rec: &mut Recorder<'_>,
     x: &Tensor,
     (alpha, divisor, factor): (f64, usize, &Tensor),
-    (y, accumulate): (&Tensor, bool),
+    y: &Target,
 ) -> Result<()> {
-    if x.len() != y.len() || x.offset != 0 || factor.len() != 1 || factor.offset != 0 {
+    let Target { tensor: y, adds } = y;
+    if x.len() != y.len() {
         return Err(Error::shape("recording a multiple", format!("{:?}", x.shape()), y.shape()));
     }
-    let (len, y_offset) = (x.len() as u32, y.offset as u32);
-    let (accumulate, divisor, alpha) = (accumulate as u32, divisor as u32, alpha as f32);
-    rec.push(Scale { len, y_offset, accumulate, divisor, alpha }, &[x, factor, y])
+    if factor.len() != 1 {
+        return Err(Error::shape("recording the factor of a multiple", "[1]", factor.shape()));
+    }
+    let kernel = Scale { len: x.len() as u32, adds: *adds as u32, divisor: divisor as u32, alpha };
+    rec.push(kernel, Tensors { x, factor, y })
 }
 
 impl Kernel for Scale {
     const NAME: &'static str = "scale";
-    const BINDINGS: &'static [Binding] = &[reads("x"), reads("factor"), writes("y")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const FLOATS: &'static [&'static str] = &["alpha"];
-    const VIEWS: bool = true;
-    one_shader!("scale", |k| fold_elements(k.len as u64, 256));
+    plain!(["scale"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        let len = sized(&[self.len, self.divisor])? / self.divisor as u128;
-        Some(vec![len, 1, self.y_offset as u128 + len])
-    }
-
-    fn extent(&self) -> Option<Extent> {
-        Some(Extent::contiguous(self.y_offset, self.len))
+    fn needs(&self) -> Option<Sizes> {
+        sized(&[self.divisor])?;
+        let len = sized(&[self.len])?;
+        Some(Sizes { x: len, factor: 1, y: len })
     }
 
     fn flops(&self) -> f64 {
         2.0 * self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Read(factor), Operand::Write(y)] = operands else {
-            unreachable!("bindings of scale")
-        };
-        let factor = T::of(self.alpha as f64) / T::of(self.divisor as f64) * factor[0];
-        for (y, x) in y[self.y_offset as usize..].iter_mut().zip(&x[..self.len as usize]) {
-            *y = if self.accumulate != 0 { *y + factor * *x } else { factor * *x };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        let factor = T::of(self.alpha) / T::of(self.divisor as f64) * s.factor[0];
+        for (y, x) in s.y.iter_mut().zip(s.x) {
+            *y = if self.adds != 0 { *y + factor * *x } else { factor * *x };
         }
     }
+}
+
+/// Views, added to and replaced.
+pub fn cases() -> Vec<Case> {
+    let case = |len: usize, alpha: f64, divisor: usize, adds: bool| {
+        Case::new(format!("scale {len} by {alpha} / {divisor}, adds {adds}"), 1.0, move |rec| {
+            let x = rec.input("x", &[3, len])?.row(1)?;
+            let factor = rec.input("factor", &[3])?.narrow(1, 1)?;
+            let tensor = match adds {
+                true => rec.activation("y", &[2, len])?.row(1)?,
+                false => rec.activation("out", &[len])?,
+            };
+            record(rec, &x, (alpha, divisor, &factor), &Target { tensor, adds })
+        })
+    };
+    let sizes = [(1, 2.0, 1), (3, 0.1, 7), (255, -2.0, 255), (5_000, 2.0, 3), (70_000, -2.0, 70_000)].into_iter();
+    sizes.flat_map(|(len, alpha, divisor)| [false, true].map(|adds| case(len, alpha, divisor, adds))).collect()
 }

@@ -4,11 +4,7 @@
 //! parameters[e] -= learning_rate gradients[e]
 //! ```
 
-use crate::error::Result;
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `sgd`.
@@ -17,33 +13,42 @@ parameters! {
         len: u32,
     }
 }
+operands! { Sgd { learning_rate: read, gradients: read, parameters: write } }
 
-/// Records the update of the block of parameters; `learning_rate [1]` is an input.
+/// Records the update of the block of parameters; `learning_rate` is `[1]`.
 pub fn record(rec: &mut Recorder<'_>, learning_rate: &Tensor, gradients: &Tensor, parameters: &Tensor) -> Result<()> {
-    rec.push(Sgd { len: parameters.len() as u32 }, &[learning_rate, gradients, parameters])
+    rec.push(Sgd { len: parameters.len() as u32 }, Tensors { learning_rate, gradients, parameters })
 }
 
 impl Kernel for Sgd {
     const NAME: &'static str = "sgd";
-    const BINDINGS: &'static [Binding] = &[reads("learning_rate"), reads("gradients"), writes("parameters")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("sgd", |k| fold_elements(k.len as u64, 256));
+    plain!(["sgd"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
+    fn needs(&self) -> Option<Sizes> {
         let len = sized(&[self.len])?;
-        Some(vec![1, len, len])
+        Some(Sizes { learning_rate: 1, gradients: len, parameters: len })
     }
 
     fn flops(&self) -> f64 {
         2.0 * self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(learning_rate), Operand::Read(gradients), Operand::Write(parameters)] = operands else {
-            unreachable!("bindings of sgd")
-        };
-        for (p, g) in parameters.iter_mut().zip(gradients.iter()) {
-            *p = *p - learning_rate[0] * *g;
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        for (p, g) in s.parameters.iter_mut().zip(s.gradients) {
+            *p = *p - s.learning_rate[0] * *g; // O3
         }
     }
+}
+
+/// Views.
+pub fn cases() -> Vec<Case> {
+    let case = |len: usize| {
+        Case::new(format!("sgd {len}"), 1.0, move |rec| {
+            let learning_rate = rec.input("learning_rate", &[3])?.narrow(1, 1)?;
+            let gradients = rec.input("gradients", &[3, len])?.row(2)?;
+            let parameters = rec.activation("parameters", &[3, len])?.row(1)?;
+            record(rec, &learning_rate, &gradients, &parameters)
+        })
+    };
+    [1, 3, 255, 5_000, 70_000].map(case).into()
 }

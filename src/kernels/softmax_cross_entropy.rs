@@ -6,11 +6,7 @@
 //!         = (0, 0, 0) if the target is IGNORE
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold, one_shader, parameters, reads, sized, tokens, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `softmax_cross_entropy`.
@@ -21,6 +17,7 @@ parameters! {
         columns: u32,
     }
 }
+operands! { SoftmaxCrossEntropy { logits: read, targets: read_words, probabilities: write, row_losses: write } }
 
 /// A target id that takes its row out of loss, accuracy and gradient.
 pub const IGNORE: u32 = u32::MAX;
@@ -38,38 +35,26 @@ pub fn record(
         return Err(Error::shape("recording a cross-entropy", format!("{} targets", logits.rows()), targets.shape()));
     }
     let kernel = SoftmaxCrossEntropy { rows: logits.rows() as u32, columns: logits.columns() as u32 };
-    rec.push(kernel, &[logits, targets, probabilities, row_losses])
+    rec.push(kernel, Tensors { logits, targets, probabilities, row_losses })
 }
 
 impl Kernel for SoftmaxCrossEntropy {
     const NAME: &'static str = "softmax_cross_entropy";
-    const BINDINGS: &'static [Binding] =
-        &[reads("logits"), tokens("targets"), writes("probabilities"), writes("row_losses")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("softmax_cross_entropy", |k| fold(k.rows as u64));
+    plain!(["softmax_cross_entropy"], |k| fold(k.rows as u64));
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        let all = sized(&[self.rows, self.columns])?;
-        Some(vec![all, sized(&[self.rows])?, all, sized(&[self.rows, 3])?])
+    fn needs(&self) -> Option<Sizes> {
+        let (all, rows) = (sized(&[self.rows, self.columns])?, sized(&[self.rows])?);
+        Some(Sizes { logits: all, targets: rows, probabilities: all, row_losses: 3 * rows })
     }
 
     fn flops(&self) -> f64 {
         4.0 * self.rows as f64 * self.columns as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [
-            Operand::Read(logits),
-            Operand::Tokens(targets),
-            Operand::Write(probabilities),
-            Operand::Write(row_losses),
-        ] = operands
-        else {
-            unreachable!("bindings of softmax_cross_entropy")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
-        let rows = logits.chunks_exact(columns).zip(probabilities.chunks_exact_mut(columns));
-        for ((target, (logits, p)), out) in targets.iter().zip(rows).zip(row_losses.chunks_exact_mut(3)) {
+        let rows = s.logits.chunks_exact(columns).zip(s.probabilities.chunks_exact_mut(columns));
+        for ((target, (logits, p)), out) in s.targets.iter().zip(rows).zip(s.row_losses.chunks_exact_mut(3)) {
             let mut top = 0;
             for (v, x) in logits.iter().enumerate() {
                 if *x > logits[top] {
@@ -91,4 +76,29 @@ impl Kernel for SoftmaxCrossEntropy {
             }
         }
     }
+}
+
+/// Rows, classes and bounds of the logits: around the 64 lanes of a row, and far beyond what exp takes.
+pub(super) const SIZES: [(usize, usize, f64); 6] =
+    [(1, 1, 1.0), (3, 2, 1.0), (5, 63, 1.0), (2, 64, 100.0), (9, 65, 1e4), (70, 300, 5.0)];
+
+/// Whole slots, and views.
+pub fn cases() -> Vec<Case> {
+    let whole = |(rows, classes, bound): (usize, usize, f64)| {
+        Case::new(format!("softmax_cross_entropy {rows} {classes} within {bound}"), bound, move |rec| {
+            let (logits, targets) = (rec.input("logits", &[rows, classes])?, rec.targets("targets", &[rows], classes)?);
+            let (out, row_losses) = (rec.activation("out", &[rows, classes])?, rec.activation("rows", &[rows, 3])?);
+            record(rec, &logits, &targets, &out, &row_losses)
+        })
+    };
+    let views = |rows: usize, classes: usize| {
+        Case::new(format!("softmax_cross_entropy {rows} {classes}, views"), 1.0, move |rec| {
+            let logits = rec.input("logits", &[rows + 1, classes])?.narrow(1, rows)?;
+            let targets = rec.targets("targets", &[2, rows], classes)?.row(1)?;
+            let probabilities = rec.activation("probabilities", &[rows + 2, classes])?.narrow(1, rows)?;
+            let row_losses = rec.activation("rows", &[rows + 3, 3])?.narrow(2, rows)?;
+            record(rec, &logits, &targets, &probabilities, &row_losses)
+        })
+    };
+    SIZES.into_iter().map(whole).chain([views(1, 3), views(17, 65)]).collect()
 }

@@ -4,12 +4,10 @@
 //! dlogits[r, v] (+)= dloss / counted (p[r, v] - [v = target_r])      0 where the target is IGNORE
 //! ```
 
-use crate::error::Result;
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, tokens, writes};
-use crate::kernels::softmax_cross_entropy::IGNORE;
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
+use crate::kernels::mean_loss;
+use crate::kernels::softmax_cross_entropy::{self, IGNORE, SIZES};
+
 parameters! {
     /// Parameters of `softmax_cross_entropy_backward`.
     SoftmaxCrossEntropyBackward {
@@ -17,8 +15,17 @@ parameters! {
         rows: u32,
         /// Classes.
         columns: u32,
-        /// 1 to add to dlogits.
-        accumulate: u32,
+        /// 1 if dlogits is added to, not replaced.
+        adds: u32,
+    }
+}
+operands! {
+    SoftmaxCrossEntropyBackward {
+        probabilities: read,
+        targets: read_words,
+        counted: read,
+        dloss: read,
+        dlogits: write,
     }
 }
 
@@ -26,52 +33,61 @@ parameters! {
 pub fn record(
     rec: &mut Recorder<'_>,
     [probabilities, targets, counted, dloss]: [&Tensor; 4],
-    dlogits: &Tensor,
-    accumulate: bool,
+    dlogits: &Target,
 ) -> Result<()> {
-    let kernel = SoftmaxCrossEntropyBackward {
-        rows: probabilities.rows() as u32,
-        columns: probabilities.columns() as u32,
-        accumulate: accumulate as u32,
-    };
-    rec.push(kernel, &[probabilities, targets, counted, dloss, dlogits])
+    let [rows, columns] = [probabilities.rows(), probabilities.columns()].map(|size| size as u32);
+    let Target { tensor: dlogits, adds } = dlogits;
+    let kernel = SoftmaxCrossEntropyBackward { rows, columns, adds: *adds as u32 };
+    rec.push(kernel, Tensors { probabilities, targets, counted, dloss, dlogits })
 }
 
 impl Kernel for SoftmaxCrossEntropyBackward {
     const NAME: &'static str = "softmax_cross_entropy_backward";
-    const BINDINGS: &'static [Binding] =
-        &[reads("probabilities"), tokens("targets"), reads("counted"), reads("dloss"), writes("dlogits")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("softmax_cross_entropy_backward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+    plain!(["softmax_cross_entropy_backward"], |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        let all = sized(&[self.rows, self.columns])?;
-        Some(vec![all, sized(&[self.rows])?, 1, 1, all])
+    fn needs(&self) -> Option<Sizes> {
+        let (all, rows) = (sized(&[self.rows, self.columns])?, sized(&[self.rows])?);
+        Some(Sizes { probabilities: all, targets: rows, counted: 1, dloss: 1, dlogits: all })
     }
 
     fn flops(&self) -> f64 {
         2.0 * self.rows as f64 * self.columns as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [
-            Operand::Read(probabilities),
-            Operand::Tokens(targets),
-            Operand::Read(counted),
-            Operand::Read(dloss),
-            Operand::Write(dlogits),
-        ] = operands
-        else {
-            unreachable!("bindings of softmax_cross_entropy_backward")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
-        let rows = probabilities.chunks_exact(columns).zip(dlogits.chunks_exact_mut(columns));
-        for (target, (p, dlogits)) in targets.iter().zip(rows) {
+        let rows = s.probabilities.chunks_exact(columns).zip(s.dlogits.chunks_exact_mut(columns));
+        for (target, (p, dlogits)) in s.targets.iter().zip(rows) {
             for (v, (p, out)) in p.iter().zip(dlogits).enumerate() {
                 let hit = if v == *target as usize { T::ONE } else { T::ZERO };
-                let value = if *target == IGNORE { T::ZERO } else { (*p - hit) * (dloss[0] / counted[0]) };
-                *out = if self.accumulate != 0 { *out + value } else { value };
+                let value = if *target == IGNORE { T::ZERO } else { (*p - hit) * (s.dloss[0] / s.counted[0]) };
+                *out = if self.adds != 0 { *out + value } else { value };
             }
         }
     }
+}
+
+/// Behind `softmax_cross_entropy` and `mean_loss`: whole slots that are replaced, views that are added to.
+pub fn cases() -> Vec<Case> {
+    let case = |(rows, classes, bound): (usize, usize, f64), adds: bool| {
+        let name = format!("softmax_cross_entropy_backward {rows} {classes} within {bound}, adds {adds}");
+        Case::new(name, bound, move |rec| {
+            let (logits, targets) = (rec.input("logits", &[rows, classes])?, rec.targets("targets", &[rows], classes)?);
+            let probabilities = rec.activation("probabilities", &[rows, classes])?;
+            let row_losses = rec.activation("rows", &[rows, 3])?;
+            let [loss, accuracy, counted, dloss] = ["loss", "accuracy", "counted", "dloss"];
+            let (loss, accuracy) = (rec.activation(loss, &[1])?, rec.activation(accuracy, &[1])?);
+            let (counted, dloss) = (rec.activation(counted, &[1])?, rec.activation(dloss, &[2])?);
+            rec.fill(&dloss, 0.7)?;
+            softmax_cross_entropy::record(rec, &logits, &targets, &probabilities, &row_losses)?;
+            mean_loss::record(rec, &row_losses, &loss, &accuracy, &counted)?;
+            let tensor = match adds {
+                true => rec.activation("dlogits", &[rows + 1, classes])?.narrow(1, rows)?,
+                false => rec.activation("out", &[rows, classes])?,
+            };
+            let inputs = [&probabilities, &targets, &counted, &dloss.narrow(1, 1)?];
+            record(rec, inputs, &Target { tensor, adds })
+        })
+    };
+    SIZES.into_iter().flat_map(|size| [false, true].map(|adds| case(size, adds))).collect()
 }

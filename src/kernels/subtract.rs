@@ -4,56 +4,54 @@
 //! difference[e] = x[e] - y[e]
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, fold_elements, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `subtract`.
     Subtract {
         /// Elements.
         len: u32,
-        /// First element in x.
-        x_offset: u32,
-        /// First element in y.
-        y_offset: u32,
     }
 }
+operands! { Subtract { x: read, y: read, difference: write } }
 
-/// Records `difference = x - y`; the difference is a whole slot.
+/// Records `difference = x - y`.
 pub fn record(rec: &mut Recorder<'_>, x: &Tensor, y: &Tensor, difference: &Tensor) -> Result<()> {
-    if x.len() != y.len() || x.len() != difference.len() || difference.offset != 0 {
+    if x.len() != y.len() || x.len() != difference.len() {
         return Err(Error::shape("recording a difference", format!("{:?}", x.shape()), y.shape()));
     }
-    let kernel = Subtract { len: x.len() as u32, x_offset: x.offset as u32, y_offset: y.offset as u32 };
-    rec.push(kernel, &[x, y, difference])
+    rec.push(Subtract { len: x.len() as u32 }, Tensors { x, y, difference })
 }
 
 impl Kernel for Subtract {
     const NAME: &'static str = "subtract";
-    const BINDINGS: &'static [Binding] = &[reads("x"), reads("y"), writes("difference")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const VIEWS: bool = true;
-    one_shader!("subtract", |k| fold_elements(k.len as u64, 256));
+    plain!(["subtract"], |k| fold_elements(k.len as u64, 256));
 
-    fn needs(&self) -> Option<Vec<u128>> {
+    fn needs(&self) -> Option<Sizes> {
         let len = sized(&[self.len])?;
-        Some(vec![self.x_offset as u128 + len, self.y_offset as u128 + len, len])
+        Some(Sizes { x: len, y: len, difference: len })
     }
 
     fn flops(&self) -> f64 {
         self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Read(y), Operand::Write(difference)] = operands else {
-            unreachable!("bindings of subtract")
-        };
-        let (x, y) = (&x[self.x_offset as usize..], &y[self.y_offset as usize..]);
-        for (out, (x, y)) in difference[..self.len as usize].iter_mut().zip(x.iter().zip(y)) {
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        for (out, (x, y)) in s.difference.iter_mut().zip(s.x.iter().zip(s.y)) {
             *out = *x - *y;
         }
     }
+}
+
+/// Views and whole slots.
+pub fn cases() -> Vec<Case> {
+    let case = |rows: usize, columns: usize| {
+        Case::new(format!("subtract {rows} {columns}"), 1.0, move |rec| {
+            let (x, y) = (rec.input("x", &[rows + 2, columns])?.narrow(1, rows)?, rec.input("y", &[rows, columns])?);
+            let out = rec.activation("out", &[rows + 1, columns])?;
+            rec.fill(&out.row(0)?, 0.5)?;
+            record(rec, &x, &y, &out.narrow(1, rows)?)
+        })
+    };
+    [(1, 1), (3, 85), (70, 300)].map(|(rows, columns)| case(rows, columns)).into()
 }

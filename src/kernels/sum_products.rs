@@ -1,14 +1,11 @@
 //! `sum_products`: sums over rows of the products of two blocks of columns: the gradient of a factor.
 //!
 //! ```text
-//! sums[s + j] (+)= sum_r a[r, p + j] b[r, q + j]      j in 0..width, r in 0..rows
+//! sums[j] (+)= sum_r a[r, p + j] b[r, q + j]      j in 0..width, r in 0..rows
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Extent, Kernel, Operand, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
+use crate::kernels::copy_columns::behind;
 
 parameters! {
     /// Parameters of `sum_products`.
@@ -17,105 +14,103 @@ parameters! {
         rows: u32,
         /// Columns of the products.
         width: u32,
-        /// First element in a.
-        a_offset: u32,
         /// Columns of a.
         a_stride: u32,
-        /// First element in b.
-        b_offset: u32,
         /// Columns of b.
         b_stride: u32,
-        /// First element in the sums.
-        sums_offset: u32,
-        /// 1 to add to the sums.
-        accumulate: u32,
+        /// 1 if the sums are added to, not replaced.
+        adds: u32,
     }
 }
+operands! { SumProducts { a: read, b: read, sums: write } }
 
 /// Rows of one dispatch, `CHUNK` in the shader.
 const CHUNK: u32 = 524_288;
 
-/// Records `sums[at..at + width] (+)= column sums of a[.., from_a..from_a + width] b[.., from_b..from_b + width]`;
-/// all axes of a and b but the last are rows.
+/// Records `sums [W] (+)= column sums of a[.., from_a..from_a + W] b[.., from_b..from_b + W]`; all axes of a and b but
+/// the last are rows.
 pub fn record(
     rec: &mut Recorder<'_>,
     (a, from_a): (&Tensor, usize),
     (b, from_b): (&Tensor, usize),
-    (sums, at): (&Tensor, usize),
-    width: usize,
-    accumulate: bool,
+    sums: &Target,
 ) -> Result<()> {
+    let Target { tensor: sums, adds } = sums;
+    let width = sums.len();
     let fits = |start: usize, room: usize| start.checked_add(width).is_some_and(|end| end <= room);
     if a.rows() != b.rows() || !fits(from_a, a.columns()) || !fits(from_b, b.columns()) {
         let wanted = format!("as many rows as {:?} and columns for {width} from {from_a} and {from_b}", a.shape());
         return Err(Error::shape("recording a sum of products", wanted, b.shape()));
     }
-    if !fits(at, sums.len()) {
-        let wanted = format!("room for {width} sums from {at}");
-        return Err(Error::shape("recording a sum of products", wanted, sums.shape()));
-    }
-    let kernel = SumProducts {
-        rows: a.rows() as u32,
-        width: width as u32,
-        a_offset: (a.offset + from_a) as u32,
-        a_stride: a.columns() as u32,
-        b_offset: (b.offset + from_b) as u32,
-        b_stride: b.columns() as u32,
-        sums_offset: (sums.offset + at) as u32,
-        accumulate: accumulate as u32,
-    };
-    rec.push(kernel, &[a, b, sums])
+    let [rows, width, a_stride, b_stride] = [a.rows(), width, a.columns(), b.columns()].map(|size| size as u32);
+    let kernel = SumProducts { rows, width, a_stride, b_stride, adds: *adds as u32 };
+    rec.push(kernel, Tensors { a: &behind(a, from_a)?, b: &behind(b, from_b)?, sums })
 }
 
 impl Kernel for SumProducts {
     const NAME: &'static str = "sum_products";
-    const BINDINGS: &'static [Binding] = &[reads("a"), reads("b"), writes("sums")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    const VIEWS: bool = true;
-    one_shader!("sum_products", |k| [k.width.div_ceil(16), 1, 1]);
+    plain!(["sum_products"], |k| [k.width.div_ceil(16), 1, 1], |k| k.rows.div_ceil(CHUNK));
 
-    fn repeats(&self) -> u32 {
-        self.rows.div_ceil(CHUNK)
-    }
-
-    fn needs(&self) -> Option<Vec<u128>> {
+    fn needs(&self) -> Option<Sizes> {
         let (before_last, width) = (sized(&[self.rows])? - 1, sized(&[self.width])?);
         if self.a_stride < self.width || self.b_stride < self.width {
             return None;
         }
-        let reach = |offset: u32, stride: u32| offset as u128 + before_last * stride as u128 + width;
-        let sums = self.sums_offset as u128 + width;
-        Some(vec![reach(self.a_offset, self.a_stride), reach(self.b_offset, self.b_stride), sums])
-    }
-
-    fn extent(&self) -> Option<Extent> {
-        Some(Extent::contiguous(self.sums_offset, self.width))
+        let reach = |stride: u32| before_last * stride as u128 + width;
+        Some(Sizes { a: reach(self.a_stride), b: reach(self.b_stride), sums: width })
     }
 
     fn flops(&self) -> f64 {
         2.0 * self.rows as f64 * self.width as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(a), Operand::Read(b), Operand::Write(sums)] = operands else {
-            unreachable!("bindings of sum_products")
-        };
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
         // in f64, 64 columns at a time: a long sum in f32 loses digits with every row
         let columns = self.width as usize;
-        let sums = &mut sums[self.sums_offset as usize..][..columns];
         for first in (0..columns).step_by(64) {
             let width = (columns - first).min(64);
             let mut totals = [0.0; 64];
             for row in 0..self.rows as usize {
-                let a = &a[self.a_offset as usize + row * self.a_stride as usize + first..][..width];
-                let b = &b[self.b_offset as usize + row * self.b_stride as usize + first..][..width];
+                let a = &s.a[row * self.a_stride as usize + first..][..width];
+                let b = &s.b[row * self.b_stride as usize + first..][..width];
                 for (total, (a, b)) in totals.iter_mut().zip(a.iter().zip(b)) {
                     *total += a.to_f64() * b.to_f64();
                 }
             }
-            for (sum, total) in sums[first..first + width].iter_mut().zip(totals) {
-                *sum = T::of(total + if self.accumulate != 0 { sum.to_f64() } else { 0.0 });
+            for (sum, total) in s.sums[first..first + width].iter_mut().zip(totals) {
+                *sum = T::of(total + if self.adds != 0 { sum.to_f64() } else { 0.0 });
             }
         }
     }
+}
+
+/// Blocks of columns of views, and more rows than one dispatch takes.
+pub fn cases() -> Vec<Case> {
+    let case = |(rows, width, bound): (usize, usize, f64), adds: bool| {
+        Case::new(format!("sum_products {rows} {width}, adds {adds}"), bound, move |rec| {
+            let a = rec.input("a", &[rows + 2, width])?.narrow(1, rows)?;
+            let b = rec.input("b", &[1, rows, width + 4])?;
+            let tensor = rec.activation(if adds { "sums" } else { "out" }, &[width])?;
+            record(rec, (&a, 0), (&b, 4), &Target { tensor, adds })
+        })
+    };
+    let part = |[rows, width]: [usize; 2], [from_a, from_b, at]: [usize; 3], adds: bool| {
+        Case::new(format!("sum_products {rows} {width}, a part, adds {adds}"), 0.3, move |rec| {
+            let a = rec.input("a", &[2, rows, width + from_a + 1])?.row(1)?;
+            let b = rec.input("b", &[rows, width + from_b + 1])?;
+            let tensor = rec.activation("sums", &[at + width + 1])?.narrow(at, width)?;
+            record(rec, (&a, from_a), (&b, from_b), &Target { tensor, adds })
+        })
+    };
+    let long = Case::new("sum_products 600001 rows of one tensor", 0.02, |rec| {
+        let (x, out) = (rec.input("x", &[600_001, 1])?, rec.activation("out", &[1])?);
+        record(rec, (&x, 0), (&x, 0), &Target::replace(&out))
+    });
+    let sizes = [(1, 1, 1.0), (5, 3, 1.0), (17, 33, 0.3), (300, 16, 0.3), (65_537, 65, 0.1)].into_iter();
+    let mut all: Vec<Case> = sizes.flat_map(|size| [false, true].map(|adds| case(size, adds))).collect();
+    for (size, places) in [([1, 1], [3, 1, 2]), ([9, 4], [2, 0, 4]), ([17, 33], [3, 1, 2])] {
+        all.extend([false, true].map(|adds| part(size, places, adds)));
+    }
+    all.push(long);
+    all
 }

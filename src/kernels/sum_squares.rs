@@ -4,11 +4,7 @@
 //! partials[w] = sum of x[e]^2 over the elements of workgroup w
 //! ```
 
-use crate::error::{Error, Result};
-use crate::float::Float;
-use crate::kernel::{Binding, Kernel, Operand, one_shader, parameters, reads, sized, writes};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use super::prelude::*;
 
 parameters! {
     /// Parameters of `sum_squares`.
@@ -19,6 +15,7 @@ parameters! {
         partials: u32,
     }
 }
+operands! { SumSquares { x: read, partials: write } }
 
 /// How many parts a sum of squares over `len` elements has.
 pub fn parts(len: usize) -> usize {
@@ -30,7 +27,7 @@ pub fn record(rec: &mut Recorder<'_>, x: &Tensor, partials: &Tensor) -> Result<(
     if partials.len() != parts(x.len()) {
         return Err(Error::shape("recording a sum of squares", format!("[{}]", parts(x.len())), partials.shape()));
     }
-    rec.push(SumSquares { len: x.len() as u32, partials: partials.len() as u32 }, &[x, partials])
+    rec.push(SumSquares { len: x.len() as u32, partials: partials.len() as u32 }, Tensors { x, partials })
 }
 
 /// Sum of squares of a chunk, in eight interleaved lanes.
@@ -44,25 +41,35 @@ fn squares<T: Float>(chunk: &[T]) -> T {
 
 impl Kernel for SumSquares {
     const NAME: &'static str = "sum_squares";
-    const BINDINGS: &'static [Binding] = &[reads("x"), writes("partials")];
-    const FIELDS: &'static [&'static str] = Self::FIELD_NAMES;
-    one_shader!("sum_squares", |k| [k.partials, 1, 1]);
+    plain!(["sum_squares"], |k| [k.partials, 1, 1]);
 
-    fn needs(&self) -> Option<Vec<u128>> {
-        Some(vec![sized(&[self.len])?, sized(&[self.partials])?])
+    fn needs(&self) -> Option<Sizes> {
+        Some(Sizes { x: sized(&[self.len])?, partials: sized(&[self.partials])? })
     }
 
     fn flops(&self) -> f64 {
         2.0 * self.len as f64
     }
 
-    fn twin<T: Float>(&self, operands: &mut [Operand<'_, T>]) {
-        let [Operand::Read(x), Operand::Write(partials)] = operands else { unreachable!("bindings of sum_squares") };
-        for (w, partial) in partials[..self.partials as usize].iter_mut().enumerate() {
+    fn twin<T: Float>(&self, s: Slices<'_, T>) {
+        for (w, partial) in s.partials.iter_mut().enumerate() {
             *partial = T::ZERO;
-            for chunk in x[..self.len as usize].chunks(256).skip(w).step_by(self.partials as usize) {
+            for chunk in s.x.chunks(256).skip(w).step_by(self.partials as usize) {
                 *partial += squares(chunk);
             }
         }
     }
+}
+
+/// One part and many, the most too, of views.
+pub fn cases() -> Vec<Case> {
+    let case = |len: usize| {
+        Case::new(format!("sum_squares {len}"), 1.0, move |rec| {
+            let x = rec.input("x", &[3, len])?.row(1)?;
+            let out = rec.activation("out", &[parts(len) + 1])?;
+            rec.fill(&out.narrow(0, 1)?, 0.5)?;
+            record(rec, &x, &out.narrow(1, parts(len))?)
+        })
+    };
+    [1, 3, 255, 257, 5_000, 70_000, 1_050_001].map(case).into()
 }

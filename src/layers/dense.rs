@@ -2,14 +2,32 @@
 
 use super::{check_count, check_size, path};
 use crate::error::{Error, Result};
-use crate::kernels::{copy_columns, matmul, sum_rows};
+use crate::kernels::matmul::{self, Matrix};
+use crate::kernels::{copy_columns, sum_rows};
 use crate::parameters::Parameters;
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Target};
 use crate::rng::Rng;
+use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// Sizes and options of a [`Dense`] layer.
+///
+/// ```
+/// use everloop::{Device, Parameters, Recorder, Rng, Store, Workspace, layers::DenseConfig};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// let dense = DenseConfig::new(2, 1).declare(&mut parameters, "dense", &mut Rng::new(1))?;
+/// parameters.set("dense.weight", &[2.0, -1.0])?;
+/// parameters.set("dense.bias", &[0.5])?;
+/// let mut rec = Recorder::new(&parameters);
+/// let x = rec.input("x", &[3, 2])?;
+/// let y = dense.record(&mut rec, &x)?;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// workspace.write(&x, &[1.0f32, 0.0, 0.0, 1.0, 3.0, 4.0])?;
+/// workspace.run()?;
+/// assert_eq!(workspace.read::<f32>(&y)?, [2.5, -0.5, 2.5]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DenseConfig {
     /// Columns of x.
@@ -31,7 +49,7 @@ impl DenseConfig {
         DenseConfig { bias, ..self }
     }
 
-    /// Error: a size of zero.
+    /// Errors: a size of zero, 2^31 weights or more.
     pub fn validate(&self) -> Result<()> {
         check_size("input_size of a dense layer", self.input_size)?;
         check_size("output_size of a dense layer", self.output_size)?;
@@ -39,6 +57,7 @@ impl DenseConfig {
     }
 
     /// Declares `name.weight [output, input]` and `name.bias [output]`, uniform in +-1/sqrt(input) as in PyTorch.
+    /// Errors: those of [`DenseConfig::validate`], a name that is taken.
     pub fn declare(&self, parameters: &mut Parameters, name: &str, rng: &mut Rng) -> Result<Dense> {
         self.validate()?;
         let bound = 1.0 / (self.input_size as f64).sqrt();
@@ -52,7 +71,7 @@ impl DenseConfig {
     }
 }
 
-/// A declared fully connected layer.
+/// A declared fully connected layer; [`DenseConfig`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense {
     /// Its sizes.
@@ -62,48 +81,56 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// Records `y [.., output] = x [.., input] W^T + b`.
+    /// Records `y [.., output] = x [.., input] W^T + b`. Errors: another number of columns, a tensor of another plan,
+    /// parameters without those of this layer.
     pub fn record(&self, rec: &mut Recorder<'_>, x: &Tensor) -> Result<Tensor> {
         if x.columns() != self.config.input_size {
             let wanted = format!("[.., {}]", self.config.input_size);
             return Err(Error::shape(format!("recording the dense layer `{}`", self.name), wanted, x.shape()));
         }
-        let weight = rec.parameter(&path(&self.name, "weight"))?;
-        let bias = if self.config.bias { Some(rec.parameter(&path(&self.name, "bias"))?) } else { None };
-        let mut shape = x.shape().to_vec();
-        shape.pop();
-        shape.push(self.config.output_size);
-        let place = rec.instance(&self.name);
-        let y = rec.activation(&path(&place, "y"), &shape)?;
-        matmul::record(rec, (x, false), (&weight, true), &bias.iter().collect::<Vec<_>>(), (&y, false))?;
-        let (x, of) = (x.clone(), y.clone());
-        rec.on_backward(move |rec| {
-            let Some(dy) = rec.gradient(&of) else { return Ok(()) };
-            contribute_products(rec, &dy, &x, &weight)?;
-            let biases: Vec<&Tensor> = bias.iter().collect();
-            contribute_biases(rec, &path(&place, "sum_dy"), &dy, &biases)
-        });
-        Ok(y)
+        rec.attempt(|rec| {
+            let weight = rec.parameter(&path(&self.name, "weight"))?;
+            let bias = if self.config.bias { Some(rec.parameter(&path(&self.name, "bias"))?) } else { None };
+            let mut shape = x.shape().to_vec();
+            shape.pop();
+            shape.push(self.config.output_size);
+            let place = rec.instance(&self.name);
+            let y = rec.activation(&path(&place, "y"), &shape)?;
+            let biases: Vec<_> = bias.iter().collect();
+            matmul::record(rec, Matrix::plain(x), Matrix::transposed(&weight), &biases, &Target::replace(&y))?;
+            let (x, of) = (x.clone(), y.clone());
+            rec.on_backward(move |rec| {
+                let Some(dy) = rec.gradient(&of) else { return Ok(()) };
+                contribute_products(rec, &dy, &x, &weight)?;
+                contribute_biases(rec, &path(&place, "sum_dy"), &dy, &bias.iter().collect::<Vec<_>>())
+            });
+            Ok(y)
+        })
     }
 }
 
 /// For `y = x W^T`: `dW (+)= dy^T x` and `dx (+)= dy W`.
 pub(super) fn contribute_products(rec: &mut Recorder<'_>, dy: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
-    if let Some((dweight, accumulate)) = rec.contribute(weight)? {
-        matmul::record(rec, (dy, true), (x, false), &[], (&dweight, accumulate))?;
+    if let Some(dweight) = rec.contribute(weight)? {
+        matmul::record(rec, Matrix::transposed(dy), Matrix::plain(x), &[], &dweight)?;
     }
-    if let Some((dx, accumulate)) = rec.contribute(x)? {
-        matmul::record(rec, (dy, false), (weight, false), &[], (&dx, accumulate))?;
+    if let Some(dx) = rec.contribute(x)? {
+        matmul::record(rec, Matrix::plain(dy), Matrix::plain(weight), &[], &dx)?;
     }
     Ok(())
 }
 
-/// For each bias added to all rows of y: `db (+)= sum over rows of dy`, summed once into a slot `sum`.
+/// For each bias added to all rows of y: `db (+)= sum over rows of dy`, summed once into a slot `sum`, if anybody wants
+/// one of them.
 pub(super) fn contribute_biases(rec: &mut Recorder<'_>, sum: &str, dy: &Tensor, biases: &[&Tensor]) -> Result<()> {
-    if biases.is_empty() {
+    let mut wanted = Vec::new();
+    for bias in biases {
+        wanted.extend(rec.contribute(bias)?);
+    }
+    if wanted.is_empty() {
         return Ok(());
     }
     let sums = rec.activation(sum, &[dy.columns()])?;
-    sum_rows::record(rec, dy, &sums, false)?;
-    biases.iter().try_for_each(|bias| copy_columns::contribute(rec, &sums, bias))
+    sum_rows::record(rec, dy, &Target::replace(&sums))?;
+    wanted.iter().try_for_each(|dbias| copy_columns::record(rec, &sums, dbias))
 }

@@ -1,33 +1,67 @@
 //! Sums, slices and concatenations of tensors, with their backward: the glue of free compositions.
 
 use crate::error::{Error, Result};
-use crate::kernels::copy_columns::{self, Rows};
-use crate::kernels::{highway, highway_backward, matmul, multiply};
+use crate::kernels::copy_columns::{self, BatchRows};
+use crate::kernels::matmul::{self, Matrix};
+use crate::kernels::{highway, highway_backward, multiply};
 use crate::layers::dense::{contribute_biases, contribute_products};
-use crate::plan::Tensor;
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Target};
+use crate::tensor::Tensor;
 
 /// `y = a + b`, elementwise; the shapes must be equal. A residual connection is this round a layer.
+///
+/// Errors: other shapes, a tensor of another plan or of no floats, a name that is taken.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Recorder, Store, Workspace, layers};
+/// # fn main() -> everloop::Result<()> {
+/// # let parameters = Parameters::new();
+/// # let mut rec = Recorder::new(&parameters);
+/// let (a, b) = (rec.input("a", &[2])?, rec.input("b", &[2])?);
+/// let y = layers::add(&mut rec, "y", &a, &b)?;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// workspace.write(&a, &[1.0f32, 2.0])?;
+/// workspace.write(&b, &[10.0f32, 20.0])?;
+/// workspace.run()?;
+/// assert_eq!(workspace.read::<f32>(&y)?, [11.0, 22.0]);
+/// # Ok(()) }
+/// ```
 pub fn add(rec: &mut Recorder<'_>, name: &str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() {
         return Err(Error::shape("recording a sum", format!("{:?}", a.shape()), b.shape()));
     }
-    let y = rec.activation(name, a.shape())?;
-    rec.note_copy(&y, &[a, b]);
-    copy_columns::record(rec, (a, 0), (&y, 0), a.columns(), false)?;
-    copy_columns::record(rec, (b, 0), (&y, 0), b.columns(), true)?;
-    let (a, b, of) = (a.clone(), b.clone(), y.clone());
-    rec.on_backward(move |rec| match rec.gradient(&of) {
-        Some(dy) => {
-            copy_columns::contribute(rec, &dy, &a)?;
-            copy_columns::contribute(rec, &dy, &b)
-        }
-        None => Ok(()),
-    });
-    Ok(y)
+    rec.attempt(|rec| {
+        let y = rec.activation(name, a.shape())?;
+        copy_columns::record(rec, a, &Target::replace(&y))?;
+        copy_columns::record(rec, b, &Target::add(&y))?;
+        let (a, b, of) = (a.clone(), b.clone(), y.clone());
+        rec.on_backward(move |rec| {
+            let Some(dy) = rec.gradient(&of) else { return Ok(()) };
+            rec.add_gradient(&dy, &a)?;
+            rec.add_gradient(&dy, &b)
+        });
+        Ok(y)
+    })
 }
 
-/// `y = [a | b | ..]` along the last axis; all other axes must be equal.
+/// `y = [a | b | ..]` along the last axis; all other axes must be equal. One tensor alone is itself.
+///
+/// Errors: none, other leading axes, a tensor of another plan or of no floats, a name that is taken.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Recorder, Store, Workspace, layers};
+/// # fn main() -> everloop::Result<()> {
+/// # let parameters = Parameters::new();
+/// # let mut rec = Recorder::new(&parameters);
+/// let (a, b) = (rec.input("a", &[2, 1])?, rec.input("b", &[2, 2])?);
+/// let y = layers::concatenate(&mut rec, "y", &[&a, &b])?;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// workspace.write(&a, &[1.0f32, 4.0])?;
+/// workspace.write(&b, &[2.0f32, 3.0, 5.0, 6.0])?;
+/// workspace.run()?;
+/// assert_eq!(workspace.read::<f32>(&y)?, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// # Ok(()) }
+/// ```
 pub fn concatenate(rec: &mut Recorder<'_>, name: &str, parts: &[&Tensor]) -> Result<Tensor> {
     let Some(first) = parts.first() else {
         return Err(Error::config("recording a concatenation", "at least one tensor", "none"));
@@ -36,7 +70,7 @@ pub fn concatenate(rec: &mut Recorder<'_>, name: &str, parts: &[&Tensor]) -> Res
     if let Some(other) = parts.iter().find(|p| p.shape().split_last().map(|(_, l)| l) != Some(lead)) {
         return Err(Error::shape("recording a concatenation", format!("{lead:?} + [any]"), other.shape()));
     }
-    concatenate_rows(rec, name, parts, lead, None)
+    rec.attempt(|rec| concatenate_rows(rec, name, parts, lead, None))
 }
 
 /// `[a | b | ..]` with `lead` as its other axes: over rows in another order or with lengths where `rows` says so.
@@ -46,7 +80,7 @@ pub(super) fn concatenate_rows(
     name: &str,
     parts: &[&Tensor],
     lead: &[usize],
-    rows: Option<&Rows>,
+    rows: Option<&BatchRows>,
 ) -> Result<Tensor> {
     if let ([part], None) = (parts, rows) {
         return Ok((*part).clone());
@@ -54,21 +88,19 @@ pub(super) fn concatenate_rows(
     let mut shape = lead.to_vec();
     shape.push(parts.iter().map(|p| p.columns()).sum());
     let y = rec.activation(name, &shape)?;
-    rec.note_copy(&y, parts);
     let mut places = Vec::new();
     let mut at = 0;
     for part in parts {
-        copy_columns::record_rows(rec, (part, 0), (&y, at), part.columns(), false, rows)?;
+        copy_columns::record_columns(rec, (part, 0), (&Target::replace(&y), at), part.columns(), rows)?;
         places.push(((*part).clone(), at));
         at += part.columns();
     }
-    let (of, back) = (y.clone(), rows.map(Rows::reversed));
+    let (of, back) = (y.clone(), rows.map(BatchRows::reversed));
     rec.on_backward(move |rec| {
         let Some(dy) = rec.gradient(&of) else { return Ok(()) };
         for (part, at) in &places {
-            if let Some((dpart, accumulate)) = rec.contribute(part)? {
-                let width = part.columns();
-                copy_columns::record_rows(rec, (&dy, *at), (&dpart, 0), width, accumulate, back.as_ref())?;
+            if let Some(dpart) = rec.contribute(part)? {
+                copy_columns::record_columns(rec, (&dy, *at), (&dpart, 0), part.columns(), back.as_ref())?;
             }
         }
         Ok(())
@@ -77,20 +109,38 @@ pub(super) fn concatenate_rows(
 }
 
 /// `y = x o factor`, elementwise; the factor is repeated over leading axes that only x has, and gets no gradient.
+///
+/// Errors: a factor of other than the last axes of x, a tensor of another plan or of no floats, a name that is taken.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Recorder, Store, Workspace, layers};
+/// # fn main() -> everloop::Result<()> {
+/// # let parameters = Parameters::new();
+/// # let mut rec = Recorder::new(&parameters);
+/// let (x, mask) = (rec.input("x", &[2, 2])?, rec.input("mask", &[2])?);
+/// let y = layers::multiply(&mut rec, "y", &x, &mask)?;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// workspace.write(&x, &[1.0f32, 2.0, 3.0, 4.0])?;
+/// workspace.write(&mask, &[0.0f32, 2.0])?;
+/// workspace.run()?;
+/// assert_eq!(workspace.read::<f32>(&y)?, [0.0, 4.0, 0.0, 8.0]);
+/// # Ok(()) }
+/// ```
 pub fn multiply(rec: &mut Recorder<'_>, name: &str, x: &Tensor, factor: &Tensor) -> Result<Tensor> {
     if !x.shape().ends_with(factor.shape()) {
         return Err(Error::shape("recording a product", format!("the last axes of {:?}", x.shape()), factor.shape()));
     }
-    let y = rec.activation(name, x.shape())?;
-    rec.note_copy(&y, &[x]);
-    multiply::record(rec, x, factor, (&y, false))?;
-    let (x, factor, of) = (x.clone(), factor.clone(), y.clone());
-    rec.on_backward(move |rec| {
-        let Some(dy) = rec.gradient(&of) else { return Ok(()) };
-        let Some((dx, accumulate)) = rec.contribute(&x)? else { return Ok(()) };
-        multiply::record(rec, &dy, &factor, (&dx, accumulate))
-    });
-    Ok(y)
+    rec.attempt(|rec| {
+        let y = rec.activation(name, x.shape())?;
+        multiply::record(rec, x, factor, &Target::replace(&y))?;
+        let (x, factor, of) = (x.clone(), factor.clone(), y.clone());
+        rec.on_backward(move |rec| {
+            let Some(dy) = rec.gradient(&of) else { return Ok(()) };
+            let Some(dx) = rec.contribute(&x)? else { return Ok(()) };
+            multiply::record(rec, &dy, &factor, &dx)
+        });
+        Ok(y)
+    })
 }
 
 /// `y = s o x + (1 - s) o h` with `s = sigmoid(x W^T + b)` and the parameters of these names: a highway around the
@@ -105,21 +155,20 @@ pub(super) fn highway(
     let (weight, bias) = (rec.parameter(weight)?, rec.parameter(bias)?);
     let carry = rec.activation(&format!("{name}.carry"), h.shape())?;
     let y = rec.activation(name, h.shape())?;
-    matmul::record(rec, (x, false), (&weight, true), &[&bias], (&carry, false))?;
+    matmul::record(rec, Matrix::plain(x), Matrix::transposed(&weight), &[&bias], &Target::replace(&carry))?;
     highway::record(rec, &carry, x, h, &y)?;
     let (name, x, h, of) = (name.to_string(), x.clone(), h.clone(), y.clone());
     rec.on_backward(move |rec| {
         let Some(dy) = rec.gradient(&of) else { return Ok(()) };
-        // the layer below made x, so its gradient is always wanted; that of h is the layer's own
-        let (dcarry, dx) = (rec.activation(&format!("{name}.dcarry"), carry.shape())?, rec.contribute(&x)?);
-        let (Some((dx, dx_adds)), Some((dh, dh_adds))) = (dx, rec.contribute(&h)?) else {
-            return Err(Error::config(
-                "recording a highway's backward",
-                "gradients of both of its ways",
-                "one of them",
-            ));
+        let dcarry = rec.activation(&format!("{name}.dcarry"), carry.shape())?;
+        // the kernel writes all three; where nobody wants one, it goes nowhere
+        let (dx, dh) = (rec.contribute(&x)?, rec.contribute(&h)?);
+        let unused = |rec: &mut Recorder<'_>, of: &str| {
+            rec.activation(&format!("{name}.{of}_unused"), carry.shape()).map(|made| Target::replace(&made))
         };
-        highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, (&dx, dx_adds), (&dh, dh_adds))?;
+        let dx = dx.map_or_else(|| unused(rec, "dx"), Ok)?;
+        let dh = dh.map_or_else(|| unused(rec, "dh"), Ok)?;
+        highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, &dx, &dh)?;
         contribute_products(rec, &dcarry, &x, &weight)?;
         contribute_biases(rec, &format!("{name}.sum_dcarry"), &dcarry, &[&bias])
     });
@@ -127,25 +176,42 @@ pub(super) fn highway(
 }
 
 /// Columns `start..start + width` of the last axis, copied.
+///
+/// Errors: no columns, or more than there are; a tensor of another plan or of no floats; a name that is taken.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Recorder, Store, Workspace, layers};
+/// # fn main() -> everloop::Result<()> {
+/// # let parameters = Parameters::new();
+/// # let mut rec = Recorder::new(&parameters);
+/// let x = rec.input("x", &[2, 3])?;
+/// let y = layers::columns(&mut rec, "y", &x, 1, 2)?;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// workspace.write(&x, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+/// workspace.run()?;
+/// assert_eq!(workspace.read::<f32>(&y)?, [2.0, 3.0, 5.0, 6.0]);
+/// # Ok(()) }
+/// ```
 pub fn columns(rec: &mut Recorder<'_>, name: &str, x: &Tensor, start: usize, width: usize) -> Result<Tensor> {
     if width == 0 || start.checked_add(width).is_none_or(|end| end > x.columns()) {
         let wanted = format!("a range within {} columns", x.columns());
         return Err(Error::config("recording a slice of columns", wanted, format!("{width} columns from {start}")));
     }
-    let mut shape = x.shape().to_vec();
-    shape.pop();
-    shape.push(width);
-    let y = rec.activation(name, &shape)?;
-    rec.note_copy(&y, &[x]);
-    copy_columns::record(rec, (x, start), (&y, 0), width, false)?;
-    let (x, of) = (x.clone(), y.clone());
-    rec.on_backward(move |rec| {
-        let Some(dy) = rec.gradient(&of) else { return Ok(()) };
-        let Some((dx, accumulate)) = rec.contribute(&x)? else { return Ok(()) };
-        if !accumulate {
-            rec.fill(&dx, 0.0)?;
-        }
-        copy_columns::record(rec, (&dy, 0), (&dx, start), width, true)
-    });
-    Ok(y)
+    rec.attempt(|rec| {
+        let mut shape = x.shape().to_vec();
+        shape.pop();
+        shape.push(width);
+        let y = rec.activation(name, &shape)?;
+        copy_columns::record_columns(rec, (x, start), (&Target::replace(&y), 0), width, None)?;
+        let (x, of) = (x.clone(), y.clone());
+        rec.on_backward(move |rec| {
+            let Some(dy) = rec.gradient(&of) else { return Ok(()) };
+            let Some(dx) = rec.contribute(&x)? else { return Ok(()) };
+            if !dx.adds {
+                rec.fill(&dx.tensor, 0.0)?;
+            }
+            copy_columns::record_columns(rec, (&dy, 0), (&Target::add(&dx.tensor), start), width, None)
+        });
+        Ok(y)
+    })
 }

@@ -3,11 +3,12 @@
 use super::Counters;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Submission, UNIFORM_STRIDE};
-use crate::kernel::{Access, AdapterClass, Binding, Dispatch, MAX_PARAMETER_BYTES};
-use crate::plan::{Plan, SlotId, Storage, Tensor};
+use crate::kernel::{Access, Bind, Dispatch, MAX_WORDS};
+use crate::plan::{Plan, Slot, Storage};
+use crate::tensor::{PlanId, Tensor};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Bytes of guard before and behind a slot, in guarded workspaces: a storage offset that every device accepts.
 const GUARD: u64 = 256;
@@ -36,12 +37,104 @@ struct Bound {
     grid: [u32; 3],
 }
 
+/// The block of a store on a GPU.
+#[derive(Debug)]
+pub(super) struct Shared {
+    gpu: Arc<Gpu>,
+    parameters: wgpu::Buffer,
+    /// Made for the first plan that trains, with the plan that wrote them: what another leaves alone would be stale.
+    gradients: Mutex<(Option<wgpu::Buffer>, PlanId)>,
+    len: usize,
+}
+
+const STORAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+const UNIFORM: wgpu::BufferUsages = wgpu::BufferUsages::UNIFORM.union(wgpu::BufferUsages::COPY_DST);
+const STAGING: wgpu::BufferUsages = wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
+
+fn buffer(gpu: &Gpu, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    let label = Some(label);
+    gpu.device().create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Copies some bytes of a buffer to `staging` and waits for them.
+async fn read_back(gpu: &Gpu, from: &wgpu::Buffer, offset: u64, bytes: u64, staging: &wgpu::Buffer) -> Result<Vec<u8>> {
+    let copy = gpu.scoped("copying to the staging buffer", || {
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(from, offset, staging, 0, bytes);
+        gpu.submit(encoder.finish())
+    });
+    let submission = copy.await?;
+    gpu.map(staging, bytes, submission).await
+}
+
+impl Shared {
+    pub async fn new(gpu: Arc<Gpu>, len: usize) -> Result<Self> {
+        let limits = gpu.limits();
+        let (needed, limit) = (len as u64 * 4, limits.max_buffer_size.min(limits.max_storage_buffer_binding_size));
+        if needed > limit {
+            return Err(Error::Limit { what: "the block of all parameters, in bytes,".into(), needed, limit });
+        }
+        let parameters = gpu.scoped("allocating the parameters", || buffer(&gpu, "parameters", needed.max(4), STORAGE));
+        let parameters = parameters.await?;
+        Ok(Shared { parameters, gradients: Mutex::default(), len, gpu })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.parameters.size() + lock(&self.gradients).0.as_ref().map_or(0, wgpu::Buffer::size)
+    }
+
+    pub fn write(&self, block: &[f64]) -> Result<()> {
+        let values: Vec<f32> = block.iter().map(|v| *v as f32).collect();
+        self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(&values));
+        self.gpu.check("writing the parameters to the device")
+    }
+
+    pub async fn read(&self, block: &mut [f64]) -> Result<()> {
+        let bytes = block.len() as u64 * 4;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let staging =
+            self.gpu.scoped("allocating a staging buffer", || buffer(&self.gpu, "staging", bytes, STAGING)).await?;
+        let bytes = read_back(&self.gpu, &self.parameters, 0, bytes, &staging).await?;
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        block.iter_mut().zip(values).for_each(|(to, value)| *to = value as f64);
+        Ok(())
+    }
+
+    /// The buffer of all gradients, where a plan trains; else what stands for it.
+    async fn gradients(&self, trains: bool) -> Result<wgpu::Buffer> {
+        if let Some(made) = &lock(&self.gradients).0 {
+            return Ok(made.clone());
+        }
+        let size = if trains { (self.len as u64 * 4).max(4) } else { 4 };
+        let made =
+            self.gpu.scoped("allocating the gradients", || buffer(&self.gpu, "gradients", size, STORAGE)).await?;
+        if trains {
+            lock(&self.gradients).0 = Some(made.clone());
+        }
+        Ok(made)
+    }
+
+    /// Notes that a plan writes the gradients; whether another one did before.
+    fn own_gradients(&self, plan: PlanId) -> bool {
+        let before = std::mem::replace(&mut lock(&self.gradients).1, plan);
+        before != plan && before != PlanId::default()
+    }
+}
+
 /// The memory of a plan on a GPU.
 pub(super) struct Memory {
+    plan: Arc<Plan>,
     gpu: Arc<Gpu>,
+    shared: Arc<Shared>,
     /// Indexed by slot; `None` for slots that live in a block.
     own: Vec<Option<wgpu::Buffer>>,
-    parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
     /// What stands for a binding that a step leaves out: one to read, one to write.
     absent: [wgpu::Buffer; 2],
@@ -55,41 +148,43 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub async fn new(gpu: Arc<Gpu>, class: AdapterClass, plan: &Plan, guarded: bool) -> Result<Self> {
+    pub async fn new(plan: &Arc<Plan>, shared: Arc<Shared>, variants: &[&str], guarded: bool) -> Result<Self> {
+        let gpu = shared.gpu.clone();
         let guard = if guarded { GUARD } else { 0 };
-        let dispatches: Vec<_> = plan.steps().iter().map(|s| s.operation.dispatches(class)).collect();
-        let repeats = plan.steps().iter().map(|s| s.operation.repeats()).max().unwrap_or(1) as u64;
+        let chosen = || plan.steps().iter().zip(variants);
+        let dispatches: Vec<_> = chosen().map(|(s, v)| s.operation.dispatches(v)).collect();
+        let scratch: Vec<_> = chosen().map(|(s, v)| s.operation.scratch(v)).collect();
+        let repeats = chosen().map(|(s, v)| s.operation.repeats(v)).max().unwrap_or(1).max(1) as u64;
         let uniform_bytes = plan.steps().len().max(1) as u64 * UNIFORM_STRIDE;
-        check_limits(&gpu, plan, &dispatches, guard, uniform_bytes.max(repeats * UNIFORM_STRIDE))?;
+        check_limits(&gpu, plan, &dispatches, &scratch, guard, uniform_bytes.max(repeats * UNIFORM_STRIDE))?;
 
-        let mut counters = Counters::default();
-        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let mut bytes_allocated = 0;
         let mut create = |label: &str, size: u64, usage| {
-            counters.bytes_allocated += size;
-            let label = Some(label);
-            gpu.device().create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+            bytes_allocated += size;
+            buffer(&gpu, label, size, usage)
         };
-        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let buffers = gpu.scoped("allocating the memory of a plan", || {
             let own: Vec<_> = plan
                 .slots()
                 .iter()
-                .map(|s| (s.storage == Storage::Own).then(|| create(&s.name, s.bytes() + 2 * guard, storage)))
+                .map(|s| (s.storage == Storage::Own).then(|| create(&s.name, s.bytes() + 2 * guard, STORAGE)))
                 .collect();
-            let block = (plan.block_len as u64 * 4).max(4);
-            let parameters = create("parameters", block, storage);
-            let gradients = create("gradients", if plan.trains { block } else { 4 }, storage);
-            let fields = create("parameters of the steps", uniform_bytes, uniform);
-            let numbers = create("numbers of the dispatches", repeats * UNIFORM_STRIDE, uniform);
-            let absent = [create("absent, read", UNIFORM_STRIDE, storage), create("absent", ABSENT, storage)];
-            (own, parameters, gradients, absent, fields, numbers)
+            let fields = create("parameters of the steps", uniform_bytes, UNIFORM);
+            let numbers = create("numbers of the dispatches", repeats * UNIFORM_STRIDE, UNIFORM);
+            let absent = [create("absent, read", UNIFORM_STRIDE, STORAGE), create("absent", ABSENT, STORAGE)];
+            let scratch: Vec<Vec<_>> = scratch
+                .iter()
+                .map(|all| all.iter().map(|(name, words)| create(name, (words * 4).max(4), STORAGE)).collect())
+                .collect();
+            (own, absent, fields, numbers, scratch)
         });
-        let (own, parameters, gradients, absent, fields, numbers) = buffers.await?;
+        let (own, absent, fields, numbers, scratch) = buffers.await?;
+        let gradients = shared.gradients(plan.trains).await?;
 
         let mut bytes = vec![0u8; uniform_bytes as usize];
         for (step, to) in plan.steps().iter().zip(bytes.chunks_exact_mut(UNIFORM_STRIDE as usize)) {
-            let from = step.operation.bytes();
-            to[..from.len()].copy_from_slice(from);
+            let words = step.operation.words(&step.operands);
+            to[..4 * words.len()].copy_from_slice(bytemuck::cast_slice(&words));
         }
         gpu.queue().write_buffer(&fields, 0, &bytes);
         let mut bytes = vec![0u8; (repeats * UNIFORM_STRIDE) as usize];
@@ -102,7 +197,7 @@ impl Memory {
             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer,
                 offset: 0,
-                size: std::num::NonZeroU64::new(MAX_PARAMETER_BYTES as u64),
+                size: std::num::NonZeroU64::new(4 * MAX_WORDS as u64),
             }),
         };
         let uniforms = gpu.scoped("binding the parameters of the steps", || {
@@ -116,9 +211,10 @@ impl Memory {
 
         let submit_flops = if gpu.is_software() { f64::INFINITY } else { SUBMIT_FLOPS };
         let mut memory = Memory {
+            plan: plan.clone(),
             gpu,
+            shared,
             own,
-            parameters,
             gradients,
             absent,
             uniforms,
@@ -127,60 +223,70 @@ impl Memory {
             guard,
             submit_flops,
             in_flight: VecDeque::new(),
-            counters,
+            counters: Counters { bytes_allocated, ..Counters::default() },
         };
-        for (step, dispatches) in plan.steps().iter().zip(dispatches) {
+        for (((step, variant), dispatches), scratch) in chosen().zip(dispatches).zip(scratch) {
             let mut bound = Vec::with_capacity(dispatches.len());
             for dispatch in dispatches {
-                let binds: Vec<_> = dispatch.binds.iter().map(|at| step.operation.bindings()[*at]).collect();
-                let operands: Vec<_> = dispatch.binds.iter().map(|at| step.operands[*at]).collect();
-                let pipeline = memory.gpu.pipeline(&dispatch, &binds).await?;
-                let bindings = memory.bind(plan, &pipeline, &binds, &operands).await?;
+                let writes = |bind: &Bind| match bind {
+                    Bind::Operand(at) => step.operation.bindings()[*at].access == Access::Write,
+                    Bind::Scratch(_) => true,
+                };
+                let writes: Vec<bool> = dispatch.binds.iter().map(writes).collect();
+                let pipeline = memory.gpu.pipeline(&dispatch, &writes).await?;
+                let bindings = memory.bind(step, &pipeline, &dispatch, &writes, &scratch).await?;
                 bound.push(Bound { pipeline, bindings, grid: dispatch.grid });
             }
-            let repeats = step.operation.repeats();
+            let repeats = step.operation.repeats(variant);
             memory.steps.push(Step { dispatches: bound, repeats, flops: step.operation.flops() });
         }
         if guarded {
-            memory.write_guards(plan);
+            memory.write_guards();
         }
         Ok(memory)
     }
 
     async fn bind(
         &self,
-        plan: &Plan,
+        step: &crate::plan::Step,
         pipeline: &Pipeline,
-        binds: &[Binding],
-        operands: &[Option<SlotId>],
+        dispatch: &Dispatch,
+        writes: &[bool],
+        scratch: &[wgpu::Buffer],
     ) -> Result<wgpu::BindGroup> {
-        let entries: Vec<_> = (0u32..)
-            .zip(binds.iter().zip(operands))
-            .map(|(binding, (bind, id))| {
-                let (buffer, offset, bytes) = match id {
-                    Some(id) => {
-                        let (buffer, offset) = self.place(plan, *id);
-                        let guard = if plan.slot(*id).storage == Storage::Own { self.guard } else { 0 };
-                        (buffer, offset, plan.slot(*id).bytes() + guard)
-                    }
-                    None if bind.access != Access::Write => (&self.absent[0], 0, UNIFORM_STRIDE),
-                    // written bindings may not overlap
-                    None => (&self.absent[1], binding as u64 * UNIFORM_STRIDE, UNIFORM_STRIDE),
-                };
-                let size = std::num::NonZeroU64::new(bytes);
-                let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
-                wgpu::BindGroupEntry { binding, resource }
-            })
-            .collect();
-        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
-        self.gpu.scoped("binding the slots of a step", || self.gpu.device().create_bind_group(&descriptor)).await
+        let place = |(binding, (bind, writes)): (u32, (&Bind, &bool))| {
+            let view = match bind {
+                Bind::Operand(at) => step.operands[*at].as_ref(),
+                Bind::Scratch(at) => {
+                    let whole = scratch[*at].as_entire_binding();
+                    return wgpu::BindGroupEntry { binding, resource: whole };
+                }
+            };
+            let (buffer, offset, bytes) = match view {
+                Some(view) => {
+                    let slot = self.plan.slot(view.slot);
+                    let (buffer, offset) = self.place(view);
+                    (buffer, offset, slot.bytes() + if slot.storage == Storage::Own { self.guard } else { 0 })
+                }
+                None if !writes => (&self.absent[0], 0, UNIFORM_STRIDE),
+                // written bindings may not overlap
+                None => (&self.absent[1], binding as u64 * UNIFORM_STRIDE, UNIFORM_STRIDE),
+            };
+            let size = std::num::NonZeroU64::new(bytes);
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+            wgpu::BindGroupEntry { binding, resource }
+        };
+        let entries: Vec<_> = (0u32..).zip(dispatch.binds.iter().zip(writes)).map(place).collect();
+        let (label, layout) = (Some(dispatch.name), &pipeline.layout);
+        let descriptor = wgpu::BindGroupDescriptor { label, layout, entries: &entries };
+        self.gpu.scoped("binding the operands of a step", || self.gpu.device().create_bind_group(&descriptor)).await
     }
 
-    /// The buffer a slot lies in, and where in bytes.
-    fn place(&self, plan: &Plan, id: SlotId) -> (&wgpu::Buffer, u64) {
-        match (plan.slot(id).storage, &self.own[id.0]) {
+    /// The buffer a view's slot lies in, and where in bytes the slot begins.
+    fn place(&self, view: &Tensor) -> (&wgpu::Buffer, u64) {
+        match (self.plan.slot(view.slot).storage, &self.own[view.slot.0]) {
             (Storage::Gradients(at), _) => (&self.gradients, at as u64 * 4),
-            (Storage::Parameters(at), _) => (&self.parameters, at as u64 * 4),
+            (Storage::Parameters(at), _) => (&self.shared.parameters, at as u64 * 4),
             (Storage::Own, Some(buffer)) => (buffer, self.guard),
             (Storage::Own, None) => unreachable!("every slot of its own has a buffer"),
         }
@@ -194,34 +300,26 @@ impl Memory {
         self.submit_flops = flops;
     }
 
-    pub fn write(&mut self, plan: &Plan, to: &Tensor, bytes: &[u8]) -> Result<()> {
-        let (buffer, offset) = self.place(plan, to.slot);
+    pub fn write(&mut self, to: &Tensor, bytes: &[u8]) -> Result<()> {
+        if matches!(self.plan.slot(to.slot).storage, Storage::Gradients(_)) {
+            self.shared.own_gradients(self.plan.id);
+        }
+        let (buffer, offset) = self.place(to);
         self.gpu.queue().write_buffer(buffer, offset + to.offset as u64 * 4, bytes);
         self.gpu.check("writing to the device")
     }
 
-    pub fn write_parameters(&mut self, block: &[f64]) -> Result<()> {
-        let values: Vec<f32> = block.iter().map(|v| *v as f32).collect();
-        self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(&values));
-        self.gpu.check("writing the parameters to the device")
-    }
-
-    pub async fn read_parameters(&mut self, block: &mut [f64]) -> Result<()> {
-        let bytes = self.read_bytes(self.parameters.clone(), 0, block.len() as u64 * 4).await?;
-        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        block.iter_mut().zip(values).for_each(|(to, value)| *to = value as f64);
-        Ok(())
-    }
-
     /// Encodes and submits; cut only where one submit would run too long.
-    pub async fn run(&mut self, plan: &Plan, range: Range<usize>) -> Result<()> {
-        debug_assert_eq!(plan.steps().len(), self.steps.len());
+    pub async fn run(&mut self, range: Range<usize>) -> Result<()> {
+        let is_gradient = |view: &Tensor| matches!(self.plan.slot(view.slot).storage, Storage::Gradients(_));
+        let trains = self.plan.steps()[range.clone()].iter().flat_map(|step| step.written()).any(is_gradient);
+        let mut clears = trains && self.shared.own_gradients(self.plan.id);
         let mut at = (range.start, 0);
         while at.0 < range.end {
             let gpu = self.gpu.clone();
             let (submission, next, dispatches) =
-                gpu.scoped("submitting a run", || self.submit_from(at, range.end)).await?;
-            at = next;
+                gpu.scoped("submitting a run", || self.submit_from(at, range.end, clears)).await?;
+            (at, clears) = (next, false);
             self.counters.submits += 1;
             self.counters.dispatches += dispatches;
             self.in_flight.push_back(submission);
@@ -235,8 +333,16 @@ impl Memory {
     }
 
     /// One submit from dispatch `repeat` of step `step` on; where the next one starts, and how many dispatches it had.
-    fn submit_from(&self, (mut step, mut repeat): (usize, u32), end: usize) -> (Submission, (usize, u32), u64) {
+    fn submit_from(
+        &self,
+        (mut step, mut repeat): (usize, u32),
+        end: usize,
+        clears: bool,
+    ) -> (Submission, (usize, u32), u64) {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        if clears {
+            encoder.clear_buffer(&self.gradients, 0, None);
+        }
         let mut dispatches = 0;
         let mut flops = 0.0;
         {
@@ -267,30 +373,21 @@ impl Memory {
         (self.gpu.submit(encoder.finish()), (step, repeat), dispatches)
     }
 
-    pub async fn read(&mut self, plan: &Plan, from: &Tensor) -> Result<Vec<u8>> {
-        let (buffer, offset) = self.place(plan, from.slot);
+    pub async fn read(&mut self, from: &Tensor) -> Result<Vec<u8>> {
+        let (buffer, offset) = self.place(from);
         self.read_bytes(buffer.clone(), offset + from.offset as u64 * 4, from.len() as u64 * 4).await
     }
 
-    async fn read_bytes(&mut self, buffer: wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+    async fn read_bytes(&mut self, from: wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let gpu = self.gpu.clone();
         let staging = match self.staging.take().filter(|s| s.size() >= bytes) {
             Some(staging) => staging,
             None => {
                 self.counters.bytes_allocated += bytes;
-                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                let descriptor =
-                    wgpu::BufferDescriptor { label: Some("staging"), size: bytes, usage, mapped_at_creation: false };
-                gpu.scoped("allocating a staging buffer", || gpu.device().create_buffer(&descriptor)).await?
+                gpu.scoped("allocating a staging buffer", || buffer(&gpu, "staging", bytes, STAGING)).await?
             }
         };
-        let copy = gpu.scoped("copying to the staging buffer", || {
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(&buffer, offset, &staging, 0, bytes);
-            gpu.submit(encoder.finish())
-        });
-        let submission = copy.await?;
-        let data = gpu.map(&staging, bytes, submission).await?;
+        let data = read_back(&gpu, &from, offset, bytes, &staging).await?;
         self.counters.submits += 1;
         self.counters.read_backs += 1;
         self.in_flight.clear();
@@ -305,9 +402,9 @@ impl Memory {
         }
     }
 
-    fn write_guards(&self, plan: &Plan) {
+    fn write_guards(&self) {
         let words = [GUARD_WORD; GUARD as usize / 4];
-        for (slot, buffer) in plan.slots().iter().zip(&self.own) {
+        for (slot, buffer) in self.plan.slots().iter().zip(&self.own) {
             if let Some(buffer) = buffer {
                 for at in [0, GUARD + slot.bytes()] {
                     self.gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(&words));
@@ -316,7 +413,8 @@ impl Memory {
         }
     }
 
-    pub async fn check_guards(&mut self, plan: &Plan) -> Result<()> {
+    pub async fn check_guards(&mut self) -> Result<()> {
+        let plan = self.plan.clone();
         if self.guard == 0 {
             return Err(Error::config("checking guards", "a guarded workspace", "one without guards"));
         }
@@ -347,17 +445,25 @@ impl Memory {
 }
 
 /// Whatever does not fit is said before anything is allocated.
-fn check_limits(gpu: &Gpu, plan: &Plan, dispatches: &[Vec<Dispatch>], guard: u64, uniforms: u64) -> Result<()> {
+fn check_limits(
+    gpu: &Gpu,
+    plan: &Plan,
+    dispatches: &[Vec<Dispatch>],
+    scratch: &[Vec<(&'static str, u64)>],
+    guard: u64,
+    uniforms: u64,
+) -> Result<()> {
     let limits = gpu.limits();
     let largest = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
     let check = |what: String, needed: u64, limit: u64| match needed > limit {
         true => Err(Error::Limit { what, needed, limit }),
         false => Ok(()),
     };
-    for slot in plan.slots() {
-        check(format!("slot `{}` {:?}, in bytes,", slot.name, slot.shape), slot.bytes() + 2 * guard, largest)?;
+    let slot = |s: &Slot| check(format!("slot `{}` {:?}, in bytes,", s.name, s.shape), s.bytes() + 2 * guard, largest);
+    plan.slots().iter().try_for_each(slot)?;
+    for (name, words) in scratch.iter().flatten() {
+        check(format!("the scratch `{name}` of a step, in bytes,"), words * 4, largest)?;
     }
-    check("the block of all parameters, in bytes,".into(), plan.block_len as u64 * 4, largest)?;
     check("the table of the steps, in bytes,".into(), uniforms, limits.max_buffer_size)?;
     for (step, dispatches) in plan.steps().iter().zip(dispatches) {
         let most = limits.max_compute_workgroups_per_dimension as u64;

@@ -3,8 +3,26 @@
 use super::Workspace;
 use crate::error::{Error, Result};
 use crate::parameters::check_finite;
+use crate::tensor::{Dtype, SlotId, Tensor};
 
 /// How far two values may lie apart: `absolute + relative * |right|`.
+///
+/// ```
+/// # use everloop::lockstep::{self, Tolerance};
+/// # use everloop::{Device, Parameters, Recorder, Rng, Store, Workspace, layers::LstmConfig};
+/// # fn main() -> everloop::Result<()> {
+/// # let mut parameters = Parameters::new();
+/// # let lstm = LstmConfig::new(3, 5).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// # let mut rec = Recorder::new(&parameters);
+/// # let x = rec.input("x", &[4, 2, 3])?;
+/// # lstm.record(&mut rec, &x, None)?;
+/// let plan = std::sync::Arc::new(rec.finish());
+/// let mut left = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, plan.clone())?;
+/// let mut right = Workspace::new(&Store::new(&Device::reference(), &parameters)?, plan)?;
+/// let worst = lockstep::run(&mut left, &mut right, Tolerance { absolute: 1e-6, relative: 1e-5 })?;
+/// assert!(worst <= 1.0);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// Part that does not depend on the value.
@@ -35,7 +53,7 @@ pub fn run(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) ->
     pollster::block_on(run_async(left, right, tolerance))
 }
 
-/// See [`run`].
+/// See [`run`]. Errors as there.
 pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) -> Result<f64> {
     let plan = left.plan().clone();
     if plan.id != right.plan().id {
@@ -45,10 +63,9 @@ pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: T
     for (index, step) in plan.steps().iter().enumerate() {
         left.run_steps_async(index..index + 1).await?;
         right.run_steps_async(index..index + 1).await?;
-        for id in step.written() {
-            let slot = plan.slot(id);
-            let tensor = plan.whole(id);
-            let (l, r) = (left.read_async::<f64>(&tensor).await?, right.read_async::<f64>(&tensor).await?);
+        for SlotId(id) in step.written().map(|view| view.slot) {
+            let (slot, tensor) = (&plan.slots()[id], plan.whole(SlotId(id)));
+            let (l, r) = (read(left, &tensor, slot.dtype).await?, read(right, &tensor, slot.dtype).await?);
             let written = |(l, r): (&f64, &f64)| if l.is_nan() && r.is_nan() { (0.0, 0.0) } else { (*l, *r) };
             let (known_l, known_r): (Vec<f64>, Vec<f64>) = l.iter().zip(&r).map(written).unzip();
             let (element, ratio) = tolerance.worst(&known_l, &known_r);
@@ -66,10 +83,16 @@ pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: T
             }
         }
     }
-    for id in plan.steps().iter().flat_map(|step| step.written()) {
-        let slot = plan.slot(id);
-        let tensor = plan.whole(id);
-        check_finite(&slot.name, left.read_async::<f64>(&tensor).await?.into_iter())?;
+    for id in plan.steps().iter().flat_map(|step| step.written()).map(|view| view.slot) {
+        let values = read(left, &plan.whole(id), plan.slot(id).dtype).await?;
+        check_finite(&plan.slot(id).name, values.into_iter())?;
     }
     Ok(worst)
+}
+
+async fn read(workspace: &mut Workspace, from: &Tensor, dtype: Dtype) -> Result<Vec<f64>> {
+    match dtype {
+        Dtype::F32 => workspace.read_async(from).await,
+        Dtype::U32 => Ok(workspace.read_words_async(from).await?.into_iter().map(f64::from).collect()),
+    }
 }

@@ -4,18 +4,36 @@ mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
 pub mod lockstep;
+mod store;
 
-use crate::device::{Device, Executor, Precision};
+pub use store::Store;
+
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::kernels::softmax_cross_entropy::IGNORE;
-use crate::parameters::{Parameters, check_finite};
-use crate::plan::{Kind, Plan, Storage, Tensor};
+use crate::parameters::check_finite;
+use crate::plan::{Kind, Plan, Storage};
+use crate::tensor::{Dtype, Tensor};
 use ndarray::{ArrayD, ArrayView, Dimension, IxDyn};
 use std::ops::Range;
 use std::sync::Arc;
+use store::Shared;
 
 /// What an executor did, since its workspace was made.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Recorder, Store, Workspace};
+/// # let parameters = Parameters::new();
+/// # let mut rec = Recorder::new(&parameters);
+/// # let x = rec.state("x", &[3])?;
+/// # rec.fill(&x, 1.0)?;
+/// # let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// let before = workspace.counters();
+/// workspace.run()?;
+/// let step = workspace.counters() - before;
+/// assert_eq!((step.dispatches, step.read_backs, step.bytes_allocated), (1, 0, 0));
+/// # Ok::<(), everloop::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Queue submits; a training step is one.
@@ -41,8 +59,29 @@ impl std::ops::Sub for Counters {
 }
 
 /// Sees each step of [`Workspace::run_observed`].
+///
+/// ```
+/// # use everloop::{Device, Observer, Parameters, Recorder, Result, Store, Workspace};
+/// struct Count(usize);
+/// impl Observer for Count {
+///     async fn after_step(&mut self, workspace: &mut Workspace, index: usize) -> Result<()> {
+///         println!("{index}: {}", workspace.plan().steps()[index].operation.name());
+///         self.0 += 1;
+///         Ok(())
+///     }
+/// }
+/// # let parameters = Parameters::new();
+/// # let mut rec = Recorder::new(&parameters);
+/// # let x = rec.state("x", &[3])?;
+/// # rec.fill(&x, 1.0)?;
+/// # let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// let mut count = Count(0);
+/// workspace.run_observed(&mut count)?;
+/// assert_eq!(count.0, 1);
+/// # Ok::<(), everloop::Error>(())
+/// ```
 pub trait Observer {
-    /// Called after step `index` of the plan; the workspace can be read.
+    /// Called after step `index` of the plan; the workspace can be read. An error ends the run.
     fn after_step(&mut self, workspace: &mut Workspace, index: usize) -> impl Future<Output = Result<()>>;
 }
 
@@ -53,11 +92,48 @@ enum Memory {
     Gpu(Box<gpu::Memory>),
 }
 
-/// A plan's memory on one device, allocated once, and the executor that runs the plan on it.
+/// `$work` on the memory of any executor.
+macro_rules! each {
+    ($memory:expr, $of:ident => $work:expr) => {
+        match $memory {
+            Memory::F32($of) => $work,
+            Memory::F64($of) => $work,
+            #[cfg(feature = "gpu")]
+            Memory::Gpu($of) => $work,
+        }
+    };
+    ($memory:expr, cpu $of:ident => $work:expr, gpu $gpu:ident => $other:expr) => {
+        match $memory {
+            Memory::F32($of) => $work,
+            Memory::F64($of) => $work,
+            #[cfg(feature = "gpu")]
+            Memory::Gpu($gpu) => $other,
+        }
+    };
+}
+
+/// A plan's memory on one device, allocated once, and the executor that runs the plan on it. The parameters lie in the
+/// [`Store`], which other workspaces may share.
 ///
 /// Every method that may wait for a GPU has an `_async` form; the plain forms block, and do not exist in a browser.
+///
+/// ```
+/// use everloop::{Device, Parameters, Recorder, Result, Rng, Store, Workspace, layers::LstmConfig};
+/// # fn main() -> Result<()> {
+/// let mut parameters = Parameters::new();
+/// let lstm = LstmConfig::new(2, 4).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// let mut rec = Recorder::new(&parameters);
+/// let x = rec.input("x", &[3, 1, 2])?;
+/// let h = lstm.record(&mut rec, &x, None)?.output;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
+/// workspace.write(&x, &[0.5f32; 6])?;
+/// workspace.run()?;
+/// assert_eq!(workspace.read::<f32>(&h)?.len(), 3 * 4);
+/// # Ok(()) }
+/// ```
 pub struct Workspace {
     plan: Arc<Plan>,
+    store: Store,
     memory: Memory,
 }
 
@@ -68,43 +144,45 @@ impl std::fmt::Debug for Workspace {
 }
 
 impl Workspace {
-    /// Allocates a plan's memory on a device and uploads the parameters.
+    /// Allocates a plan's memory on the device of a store.
     ///
     /// Errors: a plan recorded over other parameters, more memory than the device offers (said before
-    /// anything is allocated), a kernel that the driver refuses.
-    pub async fn new_async(device: &Device, plan: impl Into<Arc<Plan>>, parameters: &Parameters) -> Result<Workspace> {
-        Workspace::build(device, plan.into(), parameters, false).await
+    /// anything is allocated), a kernel that the driver refuses, a variant asked for that fits nowhere.
+    pub async fn new_async(store: &Store, plan: impl Into<Arc<Plan>>) -> Result<Workspace> {
+        Workspace::build(store, plan.into(), false).await
     }
 
     /// As [`Workspace::new_async`], with guard words before and behind every slot of its own; see [`Workspace::check_guards_async`].
-    pub async fn guarded_async(
-        device: &Device,
-        plan: impl Into<Arc<Plan>>,
-        parameters: &Parameters,
-    ) -> Result<Workspace> {
-        Workspace::build(device, plan.into(), parameters, true).await
+    #[doc(hidden)]
+    pub async fn guarded_async(store: &Store, plan: impl Into<Arc<Plan>>) -> Result<Workspace> {
+        Workspace::build(store, plan.into(), true).await
     }
 
-    async fn build(device: &Device, plan: Arc<Plan>, parameters: &Parameters, guarded: bool) -> Result<Workspace> {
-        check_layout(&plan, parameters)?;
-        let memory = match &device.executor {
-            Executor::Cpu(Precision::F32) => Memory::F32(cpu::Memory::new(&plan, false)?),
-            Executor::Cpu(precision) => Memory::F64(cpu::Memory::new(&plan, *precision == Precision::Reference)?),
+    async fn build(store: &Store, plan: Arc<Plan>, guarded: bool) -> Result<Workspace> {
+        store.check_plan(&plan)?;
+        let variants: Vec<&str> = store.device.choose(&plan)?.into_iter().map(|(variant, _)| variant).collect();
+        let twins = || variants.iter().map(|variant| *variant == "twin").collect();
+        let memory = match &store.shared {
+            Shared::F32(shared) => Memory::F32(cpu::Memory::new(&plan, shared.clone(), twins())?),
+            Shared::F64(shared) => Memory::F64(cpu::Memory::new(&plan, shared.clone(), twins())?),
             #[cfg(feature = "gpu")]
-            Executor::Gpu(gpu, class) => {
-                Memory::Gpu(Box::new(gpu::Memory::new(gpu.clone(), *class, &plan, guarded).await?))
+            Shared::Gpu(shared) => {
+                Memory::Gpu(Box::new(gpu::Memory::new(&plan, shared.clone(), &variants, guarded).await?))
             }
         };
         // slices end where slots end on the CPU: there is nothing to guard
         #[cfg(not(feature = "gpu"))]
         let _ = guarded;
-        let mut workspace = Workspace { plan, memory };
-        workspace.write_parameters(parameters)?;
-        let plan = workspace.plan.clone();
+        let mut workspace = Workspace { plan: plan.clone(), store: store.clone(), memory };
         for (tensor, values) in &plan.initial {
             workspace.write(tensor, values)?;
         }
         Ok(workspace)
+    }
+
+    /// The store of its parameters.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The plan it runs.
@@ -114,29 +192,18 @@ impl Workspace {
 
     /// What was done so far.
     pub fn counters(&self) -> Counters {
-        match &self.memory {
-            Memory::F32(m) => m.counters(),
-            Memory::F64(m) => m.counters(),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.counters(),
-        }
+        each!(&self.memory, m => m.counters())
     }
 
-    /// Writes floats, row-major. Errors: a wrong length, a slot of tokens, a number that is not finite.
+    /// Writes floats, row-major. Errors: a tensor of another plan, a wrong length, a slot that holds no floats, a number
+    /// that is not finite; nothing was written then.
     pub fn write<T: Float>(&mut self, to: &Tensor, values: &[T]) -> Result<()> {
-        self.plan.check("writing to a workspace", to)?;
-        let slot = self.plan.slot(to.slot);
-        if matches!(slot.kind, Kind::Tokens { .. }) || values.len() != to.len() {
-            let expected = match slot.kind {
-                Kind::Tokens { .. } => "token ids".to_string(),
-                _ => format!("{} values for shape {:?}", to.len(), to.shape()),
-            };
-            return Err(Error::Value { slot: slot.name.clone(), expected, found: format!("{} floats", values.len()) });
-        }
+        self.check_write(to, Dtype::F32, values.len())?;
         // in the precision it will have: 1e300 is infinite in f32
-        let stored = |v: &T| if matches!(self.memory, Memory::F64(_)) { v.to_f64() } else { v.to_f64() as f32 as f64 };
-        check_finite(&slot.name, values.iter().map(stored))?;
-        self.store(to, values)
+        let wide = matches!(self.memory, Memory::F64(_));
+        let stored = |v: &T| if wide { v.to_f64() } else { v.to_f64() as f32 as f64 };
+        check_finite(&self.plan.slot(to.slot).name, values.iter().map(stored))?;
+        self.put(to, values)
     }
 
     /// Writes an array of any strides. Errors as [`Workspace::write`], and for a shape other than the tensor's.
@@ -152,97 +219,116 @@ impl Workspace {
         }
     }
 
-    /// Writes token ids. Errors: a wrong length, an id outside the vocabulary, a slot of floats.
+    /// Writes token ids or targets. Errors: a wrong length, an id outside the vocabulary, a slot of something else;
+    /// nothing was written then.
     pub fn write_tokens(&mut self, to: &Tensor, ids: &[u32]) -> Result<()> {
-        self.plan.check("writing to a workspace", to)?;
+        self.check_write(to, Dtype::U32, ids.len())?;
         let slot = self.plan.slot(to.slot);
-        let Kind::Tokens { vocab_size, ignorable } = slot.kind else {
-            let (expected, found) = ("floats".to_string(), "token ids".to_string());
-            return Err(Error::Value { slot: slot.name.clone(), expected, found });
-        };
-        if ids.len() != to.len() {
-            let expected = format!("{} token ids for shape {:?}", to.len(), to.shape());
-            return Err(Error::Value { slot: slot.name.clone(), expected, found: format!("{}", ids.len()) });
-        }
+        let Kind::Tokens { vocab_size, ignorable } = slot.kind else { return Err(self.not_a("token ids", to)) };
         let bad = |id: u32| id as usize >= vocab_size && !(ignorable && id == IGNORE);
         if let Some((index, found)) = ids.iter().copied().enumerate().find(|(_, id)| bad(*id)) {
             return Err(Error::Token { slot: slot.name.clone(), index, found, vocab_size });
         }
-        match &mut self.memory {
-            Memory::F32(m) => m.write_tokens(to, ids),
-            Memory::F64(m) => m.write_tokens(to, ids),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.write(&self.plan, to, bytemuck::cast_slice(ids))?,
+        self.put_words(to, ids)
+    }
+
+    /// Writes the number of steps of each batch row. Errors: a wrong number of them, one beyond T, a slot of something
+    /// else; nothing was written then.
+    pub fn write_lengths(&mut self, to: &Tensor, lengths: &[u32]) -> Result<()> {
+        self.check_write(to, Dtype::U32, lengths.len())?;
+        let slot = self.plan.slot(to.slot);
+        let Kind::Lengths { steps } = slot.kind else { return Err(self.not_a("lengths", to)) };
+        if let Some((row, length)) = lengths.iter().enumerate().find(|(_, length)| **length as usize > steps) {
+            let expected = format!("lengths of 0 to {steps} steps");
+            return Err(Error::Value { slot: slot.name.clone(), expected, found: format!("{length} for row {row}") });
+        }
+        self.put_words(to, lengths)
+    }
+
+    /// Writes a count. Errors: a slot of something else, a tensor of another plan.
+    pub fn write_count(&mut self, to: &Tensor, count: u32) -> Result<()> {
+        self.check_write(to, Dtype::U32, 1)?;
+        match self.plan.slot(to.slot).kind {
+            Kind::State => self.put_words(to, &[count]),
+            _ => Err(self.not_a("a count", to)),
+        }
+    }
+
+    fn check_write(&self, to: &Tensor, dtype: Dtype, len: usize) -> Result<()> {
+        self.plan.check("writing to a workspace", to)?;
+        let slot = self.plan.slot(to.slot);
+        if slot.dtype != dtype {
+            return Err(self.not_a(if dtype == Dtype::F32 { "floats" } else { "whole numbers" }, to));
+        }
+        if len != to.len() {
+            let expected = format!("{} values for shape {:?}", to.len(), to.shape());
+            return Err(Error::Value { slot: slot.name.clone(), expected, found: len.to_string() });
         }
         Ok(())
     }
 
-    /// Replaces the values of all parameters.
-    pub fn write_parameters(&mut self, parameters: &Parameters) -> Result<()> {
-        check_layout(&self.plan, parameters)?;
-        let wide = matches!(self.memory, Memory::F64(_));
-        let stored = |v: &f64| if wide { *v } else { *v as f32 as f64 };
-        check_finite("the block of all parameters", parameters.block().iter().map(stored))?;
-        match &mut self.memory {
-            Memory::F32(m) => m.write_parameters(parameters.block()),
-            Memory::F64(m) => m.write_parameters(parameters.block()),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.write_parameters(parameters.block())?,
-        }
-        Ok(())
+    /// The error of writing something to a slot of something else.
+    fn not_a(&self, found: &str, to: &Tensor) -> Error {
+        let slot = self.plan.slot(to.slot);
+        let expected = match (slot.kind, slot.dtype) {
+            (Kind::State, Dtype::U32) => "a count".into(),
+            (kind, Dtype::U32) => kind.to_string(),
+            (_, Dtype::F32) => "floats".into(),
+        };
+        Error::Value { slot: slot.name.clone(), expected, found: found.into() }
     }
 
-    fn store<T: Float>(&mut self, to: &Tensor, values: &[T]) -> Result<()> {
-        match &mut self.memory {
-            Memory::F32(m) => m.write(&self.plan, to, values),
-            Memory::F64(m) => m.write(&self.plan, to, values),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => {
+    fn put<T: Float>(&mut self, to: &Tensor, values: &[T]) -> Result<()> {
+        each!(&mut self.memory, cpu m => m.write(to, values), gpu m => match std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>() {
+            true => m.write(to, bytemuck::cast_slice(values))?,
+            false => {
                 let values: Vec<f32> = values.iter().map(|v| v.to_f64() as f32).collect();
-                m.write(&self.plan, to, bytemuck::cast_slice(&values))?
+                m.write(to, bytemuck::cast_slice(&values))?
             }
-        }
+        });
+        Ok(())
+    }
+
+    fn put_words(&mut self, to: &Tensor, words: &[u32]) -> Result<()> {
+        each!(&mut self.memory, cpu m => m.write_words(to, words), gpu m => m.write(to, bytemuck::cast_slice(words))?);
         Ok(())
     }
 
     /// Fills every slot that a step of the plan writes with NaN: what a step forgets to write then shows.
+    #[doc(hidden)]
     pub fn poison(&mut self) -> Result<()> {
         let plan = self.plan.clone();
-        for step in plan.steps() {
-            for id in step.written() {
-                let slot = plan.slot(id);
-                // the block's padding is part of the norm and stays zero; its parameters have slots of their own
-                let block = slot.storage == Storage::Gradients(0) && slot.name == "gradients";
-                if matches!(slot.kind, Kind::Activation | Kind::Gradient | Kind::ParameterGradient) && !block {
-                    let tensor = plan.whole(id);
-                    self.store(&tensor, &vec![f32::NAN; tensor.len()])?;
-                }
+        for id in plan.steps().iter().flat_map(|step| step.written()).map(|view| view.slot) {
+            let slot = plan.slot(id);
+            // the block's padding is part of the norm and stays zero; its parameters have slots of their own
+            let block = slot.storage == Storage::Gradients(0) && slot.name == "gradients";
+            if matches!(slot.kind, Kind::Activation | Kind::Gradient | Kind::ParameterGradient) && !block {
+                let tensor = plan.whole(id);
+                self.put(&tensor, &vec![f32::NAN; tensor.len()])?;
             }
         }
         Ok(())
     }
 
     /// Runs the whole plan. On a GPU it returns once the work is submitted.
+    ///
+    /// Errors: those of the device, lost or silent; [`Error::DeviceLost`] and [`Error::Timeout`] say so.
     pub async fn run_async(&mut self) -> Result<()> {
         self.run_steps_async(0..self.plan.steps.len()).await
     }
 
-    /// Runs some steps of the plan.
+    /// Runs some steps of the plan. Errors: steps that the plan does not have, and those of [`Workspace::run_async`].
     pub async fn run_steps_async(&mut self, steps: Range<usize>) -> Result<()> {
         if steps.start > steps.end || steps.end > self.plan.steps.len() {
             let wanted = format!("steps within 0..{}", self.plan.steps.len());
             return Err(Error::config("running a plan", wanted, format!("{steps:?}")));
         }
-        match &mut self.memory {
-            Memory::F32(m) => m.run(&self.plan, steps),
-            Memory::F64(m) => m.run(&self.plan, steps),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.run(&self.plan, steps).await?,
-        }
+        each!(&mut self.memory, cpu m => steps.for_each(|index| m.run(index)), gpu m => m.run(steps).await?);
         Ok(())
     }
 
     /// Runs the plan step by step and shows each to an observer. Slower: every step is a submit.
+    /// Errors: those of [`Workspace::run_async`] and of the observer.
     pub async fn run_observed_async(&mut self, observer: &mut impl Observer) -> Result<()> {
         for index in 0..self.plan.steps.len() {
             self.run_steps_async(index..index + 1).await?;
@@ -251,28 +337,39 @@ impl Workspace {
         Ok(())
     }
 
-    /// Reads a tensor back, row-major.
+    /// Reads a tensor back, row-major. Errors: a tensor of another plan, one that holds no floats, those of the device.
     pub async fn read_async<T: Float>(&mut self, from: &Tensor) -> Result<Vec<T>> {
-        self.plan.check("reading from a workspace", from)?;
-        let slot = self.plan.slot(from.slot);
-        if matches!(slot.kind, Kind::Tokens { .. }) {
-            return Err(Error::config(format!("reading `{}`", slot.name), "a slot of floats", "token ids"));
-        }
-        fn convert<A: Float, T: Float>(values: &[A]) -> Vec<T> {
-            values.iter().map(|v| T::of(v.to_f64())).collect()
-        }
-        match &mut self.memory {
-            Memory::F32(m) => Ok(convert(m.read(&self.plan, from))),
-            Memory::F64(m) => Ok(convert(m.read(&self.plan, from))),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => {
-                let bytes = m.read(&self.plan, from).await?;
-                Ok(convert(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)))
-            }
-        }
+        self.check_read(from, Dtype::F32)?;
+        let convert = |values: Vec<f64>| values.into_iter().map(T::of).collect();
+        Ok(each!(&mut self.memory, cpu m => convert(m.read(from)), gpu m => {
+            let bytes = m.read(from).await?;
+            bytes.chunks_exact(4).map(|b| T::of(f32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f64)).collect()
+        }))
     }
 
-    /// [`Workspace::read_async`] as an array of the tensor's shape.
+    /// Reads token ids, lengths or a count back. Errors: a tensor of another plan, one that holds floats, those of the
+    /// device.
+    pub async fn read_words_async(&mut self, from: &Tensor) -> Result<Vec<u32>> {
+        self.check_read(from, Dtype::U32)?;
+        Ok(each!(&mut self.memory, cpu m => m.read_words(from).to_vec(), gpu m => {
+            bytemuck::pod_collect_to_vec(&m.read(from).await?)
+        }))
+    }
+
+    fn check_read(&self, from: &Tensor, dtype: Dtype) -> Result<()> {
+        self.plan.check("reading from a workspace", from)?;
+        let slot = self.plan.slot(from.slot);
+        if slot.dtype != dtype {
+            let (wanted, found) = match dtype {
+                Dtype::F32 => ("a slot of floats", "whole numbers, which `read_words` reads"),
+                Dtype::U32 => ("a slot of whole numbers", "floats, which `read` reads"),
+            };
+            return Err(Error::config(format!("reading `{}`", slot.name), wanted, found));
+        }
+        Ok(())
+    }
+
+    /// [`Workspace::read_async`] as an array of the tensor's shape. Errors as there.
     pub async fn read_array_async<T: Float>(&mut self, from: &Tensor) -> Result<ArrayD<T>> {
         let values = self.read_async(from).await?;
         ArrayD::from_shape_vec(IxDyn(from.shape()), values)
@@ -290,40 +387,18 @@ impl Workspace {
         Ok(value)
     }
 
-    /// Reads all parameters back. `into` must be the block the plan was recorded over; it stays as it is where
-    /// a value is not finite.
-    pub async fn read_parameters_async(&mut self, into: &mut Parameters) -> Result<()> {
-        check_layout(&self.plan, into)?;
-        let mut block = vec![0.0; into.block().len()];
-        match &mut self.memory {
-            Memory::F32(m) => m.read_parameters(&mut block),
-            Memory::F64(m) => m.read_parameters(&mut block),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.read_parameters(&mut block).await?,
-        }
-        check_finite("the block of all parameters", block.iter().copied())?;
-        into.block_mut().copy_from_slice(&block);
-        Ok(())
-    }
-
-    /// Waits until everything submitted is done.
+    /// Waits until everything submitted is done. Errors: those of the device.
     pub async fn finish_async(&mut self) -> Result<()> {
-        match &mut self.memory {
-            Memory::F32(_) | Memory::F64(_) => Ok(()),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.finish().await,
-        }
+        each!(&mut self.memory, cpu _m => Ok(()), gpu m => m.finish().await)
     }
 
     /// Checks the guard words of [`Workspace::guarded_async`]. On the CPU a write outside a slot cannot happen.
+    #[doc(hidden)]
     pub async fn check_guards_async(&mut self) -> Result<()> {
-        match &mut self.memory {
-            Memory::F32(_) | Memory::F64(_) => Ok(()),
-            #[cfg(feature = "gpu")]
-            Memory::Gpu(m) => m.check_guards(&self.plan).await,
-        }
+        each!(&mut self.memory, cpu _m => Ok(()), gpu m => m.check_guards().await)
     }
 
+    #[doc(hidden)]
     /// Cuts work into submits of about this many floating point operations, so that no watchdog kills one; a
     /// dispatch counts as 5e6 at least.
     /// Software adapters have no watchdog and start without a limit.
@@ -339,68 +414,29 @@ impl Workspace {
     }
 }
 
-fn check_layout(plan: &Plan, parameters: &Parameters) -> Result<()> {
-    match plan.layout == parameters.layout() {
-        true => Ok(()),
-        false => Err(Error::config("parameters of a workspace", "those the plan was recorded over", "others")),
-    }
-}
-
-/// Blocking forms.
-#[cfg(not(target_arch = "wasm32"))]
-impl Workspace {
-    /// Blocking [`Workspace::new_async`].
-    pub fn new(device: &Device, plan: impl Into<Arc<Plan>>, parameters: &Parameters) -> Result<Workspace> {
-        pollster::block_on(Workspace::new_async(device, plan, parameters))
-    }
-
+blocking! { Workspace {
+    /// Blocking [`Workspace::new_async`]. Errors as there.
+    fn new(store: &Store, plan: impl Into<Arc<Plan>>) -> Result<Workspace> = Workspace::new_async(store, plan);
     /// Blocking [`Workspace::guarded_async`].
-    pub fn guarded(device: &Device, plan: impl Into<Arc<Plan>>, parameters: &Parameters) -> Result<Workspace> {
-        pollster::block_on(Workspace::guarded_async(device, plan, parameters))
-    }
-
-    /// Blocking [`Workspace::run_async`]: blocks until the work is submitted, not until it is done.
-    pub fn run(&mut self) -> Result<()> {
-        pollster::block_on(self.run_async())
-    }
-
-    /// Blocking [`Workspace::run_steps_async`].
-    pub fn run_steps(&mut self, steps: Range<usize>) -> Result<()> {
-        pollster::block_on(self.run_steps_async(steps))
-    }
-
-    /// Blocking [`Workspace::run_observed_async`].
-    pub fn run_observed(&mut self, observer: &mut impl Observer) -> Result<()> {
-        pollster::block_on(self.run_observed_async(observer))
-    }
-
-    /// Blocking [`Workspace::read_async`].
-    pub fn read<T: Float>(&mut self, from: &Tensor) -> Result<Vec<T>> {
-        pollster::block_on(self.read_async(from))
-    }
-
-    /// Blocking [`Workspace::read_array_async`].
-    pub fn read_array<T: Float>(&mut self, from: &Tensor) -> Result<ArrayD<T>> {
-        pollster::block_on(self.read_array_async(from))
-    }
-
-    /// Blocking [`Workspace::scalar_async`].
-    pub fn scalar(&mut self, from: &Tensor) -> Result<f64> {
-        pollster::block_on(self.scalar_async(from))
-    }
-
-    /// Blocking [`Workspace::read_parameters_async`].
-    pub fn read_parameters(&mut self, into: &mut Parameters) -> Result<()> {
-        pollster::block_on(self.read_parameters_async(into))
-    }
-
-    /// Blocking [`Workspace::finish_async`].
-    pub fn finish(&mut self) -> Result<()> {
-        pollster::block_on(self.finish_async())
-    }
-
+    #[doc(hidden)]
+    fn guarded(store: &Store, plan: impl Into<Arc<Plan>>) -> Result<Workspace> = Workspace::guarded_async(store, plan);
+    /// Blocking [`Workspace::run_async`]: blocks until the work is submitted, not until it is done. Errors as there.
+    fn run(&mut self) -> Result<()> = self.run_async();
+    /// Blocking [`Workspace::run_steps_async`]. Errors as there.
+    fn run_steps(&mut self, steps: Range<usize>) -> Result<()> = self.run_steps_async(steps);
+    /// Blocking [`Workspace::run_observed_async`]. Errors as there.
+    fn run_observed(&mut self, observer: &mut impl Observer) -> Result<()> = self.run_observed_async(observer);
+    /// Blocking [`Workspace::read_async`]. Errors as there.
+    fn read[T: Float](&mut self, from: &Tensor) -> Result<Vec<T>> = self.read_async(from);
+    /// Blocking [`Workspace::read_array_async`]. Errors as there.
+    fn read_array[T: Float](&mut self, from: &Tensor) -> Result<ArrayD<T>> = self.read_array_async(from);
+    /// Blocking [`Workspace::read_words_async`]. Errors as there.
+    fn read_words(&mut self, from: &Tensor) -> Result<Vec<u32>> = self.read_words_async(from);
+    /// Blocking [`Workspace::scalar_async`]. Errors as there.
+    fn scalar(&mut self, from: &Tensor) -> Result<f64> = self.scalar_async(from);
+    /// Blocking [`Workspace::finish_async`]. Errors as there.
+    fn finish(&mut self) -> Result<()> = self.finish_async();
     /// Blocking [`Workspace::check_guards_async`].
-    pub fn check_guards(&mut self) -> Result<()> {
-        pollster::block_on(self.check_guards_async())
-    }
-}
+    #[doc(hidden)]
+    fn check_guards(&mut self) -> Result<()> = self.check_guards_async();
+} }

@@ -12,14 +12,14 @@
 //! ```
 //! use everloop::layers::LstmConfig;
 //! use everloop::trace::{Detail, Trace};
-//! use everloop::{Device, Parameters, Recorder, Rng, Workspace};
+//! use everloop::{Device, Parameters, Recorder, Rng, Store, Workspace};
 //! # fn main() -> everloop::Result<()> {
 //! let mut parameters = Parameters::new();
 //! let lstm = LstmConfig::new(3, 5).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
 //! let mut rec = Recorder::new(&parameters);
 //! let x = rec.input("x", &[4, 2, 3])?;
 //! lstm.record(&mut rec, &x, None)?;
-//! let mut workspace = Workspace::new(&Device::cpu(), rec.finish(), &parameters)?;
+//! let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
 //!
 //! let mut trace = Trace::new(Detail::Statistics);
 //! workspace.run_observed(&mut trace)?;
@@ -34,9 +34,11 @@ mod series;
 pub use series::*;
 
 use crate::error::Result;
-use crate::kernel::{Extent, Operation};
-use crate::plan::{Cell, Direction, Phase, Plan, SlotId, Tensor};
+use crate::kernel::Extent;
+use crate::plan::{Phase, Plan, Rows};
 use crate::run::{Observer, Workspace};
+use crate::tensor::{Dtype, Tensor};
+use crate::time::Direction;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
@@ -120,12 +122,12 @@ impl Entry {
     /// The entry as one JSON object: the fields by name, with `layer`, `direction`, `time` and the statistics beside
     /// them. Numbers that are not finite are the strings "NaN", "inf", "-inf"; finite ones have all their digits.
     pub fn to_json(&self) -> String {
-        let place = self.place.map(|p| (p.layer, direction_name(p.direction), p.time));
+        let place = self.place.map(|p| (p.layer, p.direction.name(), p.time));
         let or_null = |n: Option<usize>| n.map_or("null".to_string(), |n| n.to_string());
         let mut line = format!(
             "{{\"step\":{},\"phase\":{},\"kernel\":{},\"slot\":{},\"layer\":{},\"direction\":{},\"time\":{},\"shape\":{:?}",
             self.step,
-            json_text(phase_name(self.phase)),
+            json_text(self.phase.name()),
             json_text(self.kernel),
             json_text(&self.slot),
             or_null(place.map(|p| p.0)),
@@ -188,10 +190,10 @@ impl Trace {
                 None => String::new(),
                 Some(Place { layer, direction, time }) => {
                     let time = time.map_or("initial".to_string(), |t| format!("t {t}"));
-                    format!("layer {layer} {} {time}", direction_name(direction))
+                    format!("layer {layer} {} {time}", direction.name())
                 }
             };
-            let (phase, shape, of) = (phase_name(entry.phase), format!("{:?}", entry.shape), entry.statistics);
+            let (phase, shape, of) = (entry.phase.name(), format!("{:?}", entry.shape), entry.statistics);
             write!(
                 out,
                 "{:>4} {phase:<8} {:<kernel$} {:<slot$} {place:<23} {shape:<13}",
@@ -225,21 +227,18 @@ impl Observer for Trace {
     async fn after_step(&mut self, workspace: &mut Workspace, index: usize) -> Result<()> {
         let plan = workspace.plan().clone();
         let Some(step) = plan.steps().get(index) else { return Ok(()) };
-        for id in step.written() {
-            let slot = plan.slot(id);
-            for (place, tensor) in parts(&plan, id, &*step.operation, step.phase) {
+        for view in step.written().filter(|view| plan.slot(view.slot).dtype == Dtype::F32) {
+            for (place, tensor) in parts(&plan, view, step.phase) {
                 let mut values = workspace.read_async::<f64>(&tensor).await?;
                 let mut shape = tensor.shape;
-                if place.is_none()
-                    && let Some(part) = step.operation.extent().and_then(|extent| pick(extent, &values))
-                {
+                if let Some(part) = step.operation.extent().and_then(|extent| pick(extent, &values)) {
                     (values, shape) = part;
                 }
                 self.entries.push(Entry {
                     step: index,
                     phase: step.phase,
                     kernel: step.operation.name(),
-                    slot: slot.name.clone(),
+                    slot: plan.slot(view.slot).name.clone(),
                     place,
                     shape,
                     statistics: Statistics::of(&values),
@@ -251,84 +250,47 @@ impl Observer for Trace {
     }
 }
 
-/// How a slot of an LSTM is cut into time steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    /// `[T, B, ..]`: row t is time t.
-    Times,
-    /// `[T+1, B, ..]`: the states, see [`Direction::row_after`].
-    States,
-}
-
-/// The parts of a slot that a step wrote, each with its place, in the order the step worked on them.
-fn parts(plan: &Plan, id: SlotId, operation: &dyn Operation, phase: Phase) -> Vec<(Option<Place>, Tensor)> {
-    let shape = plan.slot(id).shape.clone();
-    let whole = plan.whole(id);
-    let Some((cell, rows)) = plan.cells().iter().find_map(|cell| rows_of(cell, id).map(|rows| (cell, rows))) else {
-        return vec![(None, whole)];
+/// The parts of a view that a step wrote, each with its place, in the order the step worked on them.
+fn parts(plan: &Plan, view: &Tensor, phase: Phase) -> Vec<(Option<Place>, Tensor)> {
+    let slot = plan.slot(view.slot);
+    let (layer, states) = match &slot.rows {
+        Rows::Whole => return vec![(None, view.clone())],
+        Rows::Times(layer) => (layer, false),
+        Rows::States(layer) => (layer, true),
     };
-    let row_len = whole.len() / shape[0].max(1);
-    let written = operation.extent().map_or(0..whole.len(), |extent| extent.start..extent.end());
-    let (direction, layer) = (cell.direction, cell.layer);
-    let steps = match rows {
-        Rows::Times => shape[0],
-        Rows::States => shape[0].saturating_sub(1),
-    };
-    let mut at: Vec<(Option<usize>, usize)> = Vec::new();
-    if rows == Rows::States {
-        at.push((None, direction.first_row(steps)));
+    let [_, rows, ref shape @ ..] = slot.shape[..] else { return vec![(None, view.clone())] };
+    let row_len = shape.iter().product::<usize>();
+    let steps = if states { rows - 1 } else { rows };
+    let mut all = Vec::new();
+    for (d, direction) in layer.directions.list().iter().enumerate() {
+        let times = (0..steps).map(|n| direction.time(n, steps));
+        let of_time = |t: usize| (Some(t), if states { direction.row_after(t) } else { t });
+        let mut at: Vec<_> = times.map(of_time).collect();
+        if states {
+            at.insert(0, (None, direction.first_row(steps)));
+        }
+        if phase == Phase::Backward {
+            at.reverse();
+        }
+        for (time, row) in at {
+            let start = (d * rows + row) * row_len;
+            if start < view.offset + view.len() && view.offset < start + row_len {
+                let place = Place { layer: layer.number, direction: *direction, time };
+                all.push((Some(place), Tensor { offset: start, shape: shape.to_vec(), ..view.clone() }));
+            }
+        }
     }
-    for time in (0..steps).map(|n| direction.time(n, steps)) {
-        at.push((Some(time), if rows == Rows::States { direction.row_after(time) } else { time }));
-    }
-    if phase == Phase::Backward {
-        at.reverse();
-    }
-    let part = |(time, row): (Option<usize>, usize)| {
-        let start = row * row_len;
-        let touched = start < written.end && written.start < start + row_len;
-        let tensor = Tensor { offset: start, shape: shape[1..].to_vec(), ..whole.clone() };
-        touched.then_some((Some(Place { layer, direction, time }), tensor))
-    };
-    at.into_iter().filter_map(part).collect()
-}
-
-/// How `id` is cut into time steps, if it is a slot of this cell.
-fn rows_of(cell: &Cell, id: SlotId) -> Option<Rows> {
-    let [dgates, dh, dc] = match &cell.gradients {
-        Some(gradients) => gradients.each_ref().map(|tensor| Some(tensor.slot)),
-        None => [None; 3],
-    };
-    match Some(id) {
-        slot if slot == Some(cell.gates.slot) || slot == dgates => Some(Rows::Times),
-        slot if [Some(cell.h.slot), Some(cell.c.slot), dh, dc].contains(&slot) => Some(Rows::States),
-        _ => None,
-    }
+    all
 }
 
 /// The written ones of all elements, with their shape, where they are not all.
 fn pick(extent: Extent, values: &[f64]) -> Option<(Vec<f64>, Vec<usize>)> {
     let part = extent.rows * extent.width < values.len();
     part.then(|| {
-        let rows = values.get(extent.start..extent.end()).unwrap_or(values).chunks(extent.stride.max(1));
+        let rows = values.get(extent.start..).unwrap_or(values).chunks(extent.stride.max(1)).take(extent.rows);
         let picked = rows.flat_map(|row| row.iter().take(extent.width)).copied().collect();
         (picked, vec![extent.rows, extent.width])
     })
-}
-
-fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Forward => "forward",
-        Phase::Backward => "backward",
-        Phase::Update => "update",
-    }
-}
-
-fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Forward => "forward",
-        Direction::Reverse => "reverse",
-    }
 }
 
 /// A JSON number: the shortest digits that read back as the same f64.

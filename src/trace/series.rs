@@ -1,7 +1,7 @@
 //! LSTM layers step by step, under the names of the Deep-Breathe series and its equations.
 //!
 //! The formulas are those of the series' cell, without options; those of the others are in
-//! [`kernels::recurrence`](crate::kernels::recurrence). With options too, every value is what its name says:
+//! [`docs::lstm`](crate::docs::lstm). With options too, every value is what its name says:
 //!
 //! ```text
 //! projection    h, dHt and dh_next have P columns
@@ -14,11 +14,15 @@
 //! ```
 
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernel::Operands;
 use crate::kernels::lstm_backward::LstmBackward;
-use crate::kernels::recurrence::{CELL_CLIP, GATES, LENGTHS, NORM, PEEPHOLE};
-use crate::plan::{Cell, Direction, Phase, Plan, Step, Tensor};
+use crate::kernels::lstm_forward::LstmForward;
+use crate::kernels::matmul::Matmul;
+use crate::kernels::recurrence::{CELL_CLIP, GATES, LENGTHS, NORM, PEEPHOLE, Sequence};
+use crate::plan::{Phase, Plan, Rows, Step};
 use crate::run::Workspace;
+use crate::tensor::Tensor;
+use crate::time::Direction;
 use ndarray::{Array2, Array3, Axis, Ix2, Ix3, s};
 
 /// A name of the literature, its formula, and the numbers `[B, width]`.
@@ -117,6 +121,26 @@ impl SeriesStep {
 }
 
 /// One LSTM layer and direction under the names of the literature.
+///
+/// ```
+/// # use everloop::{Device, Parameters, Recorder, Rng, Store, Workspace, layers::LstmConfig, loss, trace::run_series};
+/// # fn main() -> everloop::Result<()> {
+/// # let mut parameters = Parameters::new();
+/// # let lstm = LstmConfig::new(3, 5).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// # let mut rec = Recorder::new(&parameters);
+/// # let (x, wanted) = (rec.input("x", &[4, 2, 3])?, rec.input("wanted", &[4, 2, 5])?);
+/// let y = lstm.record(&mut rec, &x, None)?.output;
+/// let loss = loss::mean_squared_error(&mut rec, "loss", &y, &wanted)?;
+/// rec.backward(&loss)?;
+/// let mut workspace = Workspace::new(&Store::new(&Device::cpu_f64(), &parameters)?, rec.finish())?;
+/// # workspace.write(&x, &[0.5; 24])?;
+/// let cells = run_series(&mut workspace)?;
+/// for (name, formula, values) in cells[0].steps[0].named() {
+///     println!("{name} = {formula}\n{values}");
+/// }
+/// assert!(cells[0].initial_gradient_difference().unwrap() < 1e-12);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesCell {
     /// Path of the layer, such as `lstm`.
@@ -148,12 +172,13 @@ impl SeriesCell {
 }
 
 /// Runs forward and backward of a plan, not its update, and reads all LSTM layers; see [`read_series`].
+/// Errors: those of the device.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn run_series(workspace: &mut Workspace) -> Result<Vec<SeriesCell>> {
     pollster::block_on(run_series_async(workspace))
 }
 
-/// See [`run_series`].
+/// See [`run_series`]. Errors as there.
 pub async fn run_series_async(workspace: &mut Workspace) -> Result<Vec<SeriesCell>> {
     let update = workspace.plan().phase(Phase::Update);
     workspace.run_steps_async(0..update.start).await?;
@@ -164,93 +189,137 @@ pub async fn run_series_async(workspace: &mut Workspace) -> Result<Vec<SeriesCel
 ///
 /// `dHX` is not a slot of any plan: x gets its part for all steps at once, h inside the time loop. So
 /// it is formed here in f64 from the device's gate gradients and the weights *as they are now*. Where the plan
-/// updates the weights, use [`run_series`], which stops before that.
+/// updates the weights, use [`run_series`], which stops before that. Errors: those of the device.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn read_series(workspace: &mut Workspace) -> Result<Vec<SeriesCell>> {
     pollster::block_on(read_series_async(workspace))
 }
 
-/// See [`read_series`].
+/// See [`read_series`]. Errors as there.
 pub async fn read_series_async(workspace: &mut Workspace) -> Result<Vec<SeriesCell>> {
     let plan = workspace.plan().clone();
-    let mut cells = Vec::with_capacity(plan.cells().len());
-    for cell in plan.cells() {
-        cells.push(read_cell(workspace, cell, options(&plan, cell)).await?);
+    let mut cells = Vec::new();
+    for step in plan.steps() {
+        let Some(kernel) = step.operation.downcast::<LstmForward>() else { continue };
+        for d in 0..kernel.0.directions().len() {
+            if let Some(cell) = Cell::find(&plan, step, &kernel.0, d)? {
+                cells.push(cell.read(workspace).await?);
+            }
+        }
     }
     Ok(cells)
 }
 
-/// The options of a cell, from the step that goes back through it: [`LENGTHS`], ..
-fn options(plan: &Plan, cell: &Cell) -> u32 {
-    let Some([dgates, ..]) = &cell.gradients else { return 0 };
-    let back = |step: &&Step| step.operation.name() == LstmBackward::NAME && step.written().any(|id| id == dgates.slot);
-    let fields = plan.steps().iter().find(back).map(|step| step.operation.fields());
-    let options = fields.into_iter().flatten().find(|(name, _)| *name == "options");
-    options.map_or(0, |(_, value)| value as u32)
+/// Where the parts of one layer and direction lie.
+struct Cell {
+    name: String,
+    layer: usize,
+    direction: Direction,
+    gates: Tensor,
+    h: Tensor,
+    c: Tensor,
+    /// What made x W_ih^T, and the way back.
+    product: Option<Tensor>,
+    weight_hh: Tensor,
+    gradients: Option<[Tensor; 3]>,
+    sequence: Sequence,
 }
 
-async fn read_cell(workspace: &mut Workspace, cell: &Cell, options: u32) -> Result<SeriesCell> {
-    let gates = read_steps(workspace, &cell.gates).await?;
-    let (h, c) = (read_steps(workspace, &cell.h).await?, read_steps(workspace, &cell.c).await?);
-    let (steps, hidden) = (gates.len_of(Axis(0)), gates.len_of(Axis(2)) / GATES);
-    let row = |of: &Array3<f64>, row: usize| of.index_axis(Axis(0), row).to_owned();
-    // columns of the packed gates: i, f, g, o
-    let gate =
-        |of: &Array3<f64>, t: usize, gate: usize| of.slice(s![t, .., gate * hidden..(gate + 1) * hidden]).to_owned();
-    let first = cell.direction.first_row(steps);
-    let mut out = SeriesCell {
-        name: cell.name.clone(),
-        layer: cell.layer,
-        direction: cell.direction,
-        initial: SeriesState { h: row(&h, first), c: row(&c, first) },
-        initial_gradient: None,
-        steps: Vec::with_capacity(steps),
-    };
-    for t in (0..steps).map(|n| cell.direction.time(n, steps)) {
-        let after = cell.direction.row_after(t);
-        out.steps.push(SeriesStep {
-            time: t,
-            i: gate(&gates, t, 0),
-            f: gate(&gates, t, 1),
-            g: gate(&gates, t, 2),
-            o: gate(&gates, t, 3),
-            c: row(&c, after),
-            h: row(&h, after),
-            gradients: None,
-        });
+impl Cell {
+    /// Direction `d` of a step of `lstm_forward`, if its slots are those of a layer.
+    fn find(plan: &Plan, forward: &Step, k: &Sequence, d: usize) -> Result<Option<Cell>> {
+        let Some(of) = LstmForward::tensors(&forward.operands) else { return Ok(None) };
+        let Rows::Times(layer) = &plan.slot(of.gates.slot).rows else { return Ok(None) };
+        let gates = of.gates.row(d)?;
+        let product = plan.steps().iter().filter(|step| step.operation.downcast::<Matmul>().is_some());
+        let product = product.filter_map(|step| Matmul::tensors(&step.operands)).find(|of| *of.c == gates);
+        let gradients = plan.steps().iter().filter(|step| step.operation.downcast::<LstmBackward>().is_some());
+        let mut gradients = gradients.filter_map(|step| LstmBackward::tensors(&step.operands));
+        let gradients = match gradients.find(|back| back.gates == of.gates) {
+            Some(back) => Some([back.dgates.row(d)?, back.dh.row(d)?, back.dc.row(d)?]),
+            None => None,
+        };
+        let shape = vec![GATES * k.hidden as usize, k.outputs as usize];
+        let offset = of.weight_hh.offset + d * k.weight_hh_stride as usize;
+        Ok(Some(Cell {
+            name: layer.name.to_string(),
+            layer: layer.number,
+            direction: layer.directions.list()[d],
+            h: of.h.row(d)?,
+            c: of.c.row(d)?,
+            gates,
+            product: product.map(|of| of.b.clone()),
+            weight_hh: Tensor { offset, shape, ..of.weight_hh.clone() },
+            gradients,
+            sequence: *k,
+        }))
     }
-    let Some([dgates, dh, dc]) = &cell.gradients else { return Ok(out) };
-    let dgates = read_steps(workspace, dgates).await?;
-    let (dh, dc) = (read_steps(workspace, dh).await?, read_steps(workspace, dc).await?);
-    let (weight_ih, weight_hh) =
-        (read_matrix(workspace, &cell.weight_ih).await?, read_matrix(workspace, &cell.weight_hh).await?);
-    out.initial_gradient = Some(SeriesState { h: row(&dh, first), c: row(&dc, first) });
-    for step in &mut out.steps {
-        let (t, after) = (step.time, cell.direction.row_after(step.time));
-        let dpre = dgates.index_axis(Axis(0), t);
-        let (dx, mut dh_next) = (dpre.dot(&weight_ih), dpre.dot(&weight_hh));
-        let mut dhx = Array2::zeros((dpre.nrows(), dx.ncols() + dh_next.ncols()));
-        dhx.slice_mut(s![.., ..dx.ncols()]).assign(&dx);
-        dhx.slice_mut(s![.., dx.ncols()..]).assign(&dh_next);
-        let (dht, dct) = (row(&dh, after), row(&dc, after));
-        // a row past its end: no sigmoid gives 0
-        for row in (0..dpre.nrows()).filter(|row| options & LENGTHS != 0 && step.o[[*row, 0]] == 0.0) {
-            dh_next.row_mut(row).assign(&dht.row(row));
+
+    async fn read(&self, workspace: &mut Workspace) -> Result<SeriesCell> {
+        let gates = read_steps(workspace, &self.gates).await?;
+        let (h, c) = (read_steps(workspace, &self.h).await?, read_steps(workspace, &self.c).await?);
+        let (steps, hidden) = (gates.len_of(Axis(0)), gates.len_of(Axis(2)) / GATES);
+        let row = |of: &Array3<f64>, row: usize| of.index_axis(Axis(0), row).to_owned();
+        // columns of the packed gates: i, f, g, o
+        let gate = |of: &Array3<f64>, t: usize, gate: usize| {
+            of.slice(s![t, .., gate * hidden..(gate + 1) * hidden]).to_owned()
+        };
+        let first = self.direction.first_row(steps);
+        let mut out = SeriesCell {
+            name: self.name.clone(),
+            layer: self.layer,
+            direction: self.direction,
+            initial: SeriesState { h: row(&h, first), c: row(&c, first) },
+            initial_gradient: None,
+            steps: Vec::with_capacity(steps),
+        };
+        for t in (0..steps).map(|n| self.direction.time(n, steps)) {
+            let after = self.direction.row_after(t);
+            out.steps.push(SeriesStep {
+                time: t,
+                i: gate(&gates, t, 0),
+                f: gate(&gates, t, 1),
+                g: gate(&gates, t, 2),
+                o: gate(&gates, t, 3),
+                c: row(&c, after),
+                h: row(&h, after),
+                gradients: None,
+            });
         }
-        step.gradients = Some(SeriesGradients {
-            dht,
-            dit: gate(&dgates, t, 0),
-            dft: gate(&dgates, t, 1),
-            dcproj: gate(&dgates, t, 2),
-            dot: gate(&dgates, t, 3),
-            dc_next: (options & (NORM | PEEPHOLE | CELL_CLIP) == 0).then(|| &dct * &step.f),
-            dct,
-            dhx,
-            dx,
-            dh_next,
-        });
+        let (Some([dgates, dh, dc]), Some(weight_ih)) = (&self.gradients, &self.product) else { return Ok(out) };
+        let dgates = read_steps(workspace, dgates).await?;
+        let (dh, dc) = (read_steps(workspace, dh).await?, read_steps(workspace, dc).await?);
+        let (weight_ih, weight_hh) =
+            (read_matrix(workspace, weight_ih).await?, read_matrix(workspace, &self.weight_hh).await?);
+        out.initial_gradient = Some(SeriesState { h: row(&dh, first), c: row(&dc, first) });
+        for step in &mut out.steps {
+            let (t, after) = (step.time, self.direction.row_after(step.time));
+            let dpre = dgates.index_axis(Axis(0), t);
+            let (dx, mut dh_next) = (dpre.dot(&weight_ih), dpre.dot(&weight_hh));
+            let mut dhx = Array2::zeros((dpre.nrows(), dx.ncols() + dh_next.ncols()));
+            dhx.slice_mut(s![.., ..dx.ncols()]).assign(&dx);
+            dhx.slice_mut(s![.., dx.ncols()..]).assign(&dh_next);
+            let (dht, dct) = (row(&dh, after), row(&dc, after));
+            // a row past its end: no sigmoid gives 0
+            let ended = |row: &usize| self.sequence.has(LENGTHS) && step.o[[*row, 0]] == 0.0;
+            for row in (0..dpre.nrows()).filter(ended) {
+                dh_next.row_mut(row).assign(&dht.row(row));
+            }
+            step.gradients = Some(SeriesGradients {
+                dht,
+                dit: gate(&dgates, t, 0),
+                dft: gate(&dgates, t, 1),
+                dcproj: gate(&dgates, t, 2),
+                dot: gate(&dgates, t, 3),
+                dc_next: (!self.sequence.has(NORM | PEEPHOLE | CELL_CLIP)).then(|| &dct * &step.f),
+                dct,
+                dhx,
+                dx,
+                dh_next,
+            });
+        }
+        Ok(out)
     }
-    Ok(out)
 }
 
 async fn read_steps(workspace: &mut Workspace, tensor: &Tensor) -> Result<Array3<f64>> {

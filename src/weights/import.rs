@@ -10,7 +10,7 @@ use super::{Weights, message, not_a_float};
 use crate::error::Result;
 use crate::layers::{Bias, Lstm, path};
 use crate::parameters::Parameters;
-use crate::plan::Direction;
+use crate::time::Direction;
 
 /// What to import, and what to put up with. At first: everything, under the names as they are, and every mismatch is
 /// an error.

@@ -5,13 +5,13 @@ use super::tables::{Part, Sizes, name_in_stack};
 use crate::error::Result;
 use crate::layers::{Bias, Lstm, LstmConfig, path};
 use crate::parameters::Parameters;
-use crate::plan::Direction;
+use crate::time::Direction;
 
 /// One layer and direction in our layout: rows i, f, g, o.
 ///
 /// ```
 /// use everloop::weights::layout::Layer;
-/// use everloop::{Parameters, Rng, layers::LstmConfig, plan::Direction};
+/// use everloop::{Direction, Parameters, Rng, layers::LstmConfig};
 /// # fn main() -> everloop::Result<()> {
 /// let mut parameters = Parameters::new();
 /// let lstm = LstmConfig::new(3, 2).declare(&mut parameters, "lstm", &mut Rng::new(1))?;

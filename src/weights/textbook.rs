@@ -4,9 +4,8 @@
 //! The gradient of an array is the same [part] of the gradient of the [parameter] that holds it:
 //!
 //! ```
-//! use everloop::recorder::gradient_name;
 //! use everloop::weights::textbook;
-//! use everloop::{Device, Parameters, Recorder, Rng, Workspace, layers::LstmConfig, loss, plan::Direction};
+//! use everloop::{Device, Direction, Parameters, Recorder, Rng, Store, Workspace, layers::LstmConfig, loss};
 //! # fn main() -> everloop::Result<()> {
 //! let mut parameters = Parameters::new();
 //! let lstm = LstmConfig::new(3, 2).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
@@ -19,11 +18,12 @@
 //! let y = lstm.record(&mut rec, &x, None)?.output;
 //! let loss = loss::mean_squared_error(&mut rec, "loss", &y, &target)?;
 //! rec.backward(&loss)?;
-//! let mut workspace = Workspace::new(&Device::cpu(), rec.finish(), &parameters)?;
+//! let weight = rec.parameter(&textbook::parameter(&lstm, at, "W_fx")?)?;
+//! let gradient = rec.gradient(&weight).expect("it is trained");
+//! let mut workspace = Workspace::new(&Store::new(&Device::cpu(), &parameters)?, rec.finish())?;
 //! workspace.write(&x, &[0.5; 12])?;
 //! workspace.write(&target, &[0.25; 8])?;
 //! workspace.run()?;
-//! let gradient = workspace.plan().tensor(&gradient_name(&textbook::parameter(&lstm, at, "W_fx")?))?;
 //! let gradient = textbook::part(&lstm, at, "W_fx", &workspace.read::<f64>(&gradient)?)?; // [H, I]
 //! assert_eq!(gradient.len(), 6);
 //! # Ok(()) }
@@ -36,7 +36,7 @@ use super::tables::Part;
 use crate::error::Result;
 use crate::layers::Lstm;
 use crate::parameters::Parameters;
-use crate::plan::Direction;
+use crate::time::Direction;
 
 /// The textbook's arrays: input weights, recurrent weights, biases.
 pub const TEXTBOOK: [&str; 12] =

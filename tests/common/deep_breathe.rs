@@ -9,13 +9,13 @@
 //! theirs   sequences [B, T, ..], or [T, ..] for batch 1       ours   [T, B, ..]
 //! ```
 
+use everloop::Direction;
+use everloop::instruments::gradient_name;
 use everloop::layers::{Bias, DenseConfig, Join, LstmConfig, LstmInputs, LstmOutput, LstmState, concatenate, one_hot};
+use everloop::lockstep::Tolerance;
 use everloop::optimizer::SgdConfig;
-use everloop::plan::Direction;
-use everloop::recorder::gradient_name;
-use everloop::run::lockstep::Tolerance;
 use everloop::trace::{SeriesCell, run_series};
-use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Parameters, Plan, Recorder, Result, Rng, Store, Tensor, Workspace, loss};
 use serde_json::Value;
 
 const GATES: usize = 4;
@@ -355,7 +355,7 @@ impl Model {
             }
         }
         let lengths = match fixture["inputs"].get("lengths") {
-            Some(_) => Some(rec.tokens("lengths", &[batch], steps + 1)?),
+            Some(_) => Some(rec.lengths("lengths", batch, steps)?),
             None => None,
         };
         let mask = match fixture["inputs"].get("dropout_mask") {
@@ -409,7 +409,7 @@ impl Model {
 
     /// A workspace with poisoned memory and the fixture's inputs.
     fn workspace(&self, device: &Device) -> Result<Workspace> {
-        let mut workspace = Workspace::new(device, self.plan.clone(), &self.parameters)?;
+        let mut workspace = Workspace::new(&Store::new(device, &self.parameters)?, self.plan.clone())?;
         let inputs = &self.fixture["inputs"];
         match &self.ids {
             Some(ids) => self.write_window(&mut workspace, ids, &self::ids(&inputs["x_ids"]["data"]), self.target())?,
@@ -419,7 +419,7 @@ impl Model {
             }
         }
         if let Some(lengths) = &self.lengths {
-            workspace.write_tokens(lengths, &ids(&inputs["lengths"]))?;
+            workspace.write_lengths(&lengths, &ids(&inputs["lengths"]))?;
         }
         if let Some((slot, mask)) = self.mask.as_ref().zip(self.mask_values()) {
             workspace.write(slot, &mask.data)?;
@@ -731,7 +731,7 @@ impl Model {
             }
             if let Some(all) = training["params_after"].get((update + 1).to_string()) {
                 let mut now = self.parameters.clone();
-                workspace.read_parameters(&mut now)?;
+                workspace.store().read(&mut now)?;
                 let mut ours = |name: &str| Ok(Array::new(&now.entry(name)?.shape, now.get(name)?.to_vec()));
                 let absolute = tolerances.weights[(update + 1 > 20) as usize];
                 for (key, theirs) in all.as_object().expect("parameters") {

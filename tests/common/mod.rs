@@ -3,7 +3,7 @@
 
 use everloop::layers::{Bias, Connection, Dropout, Join, LstmConfig, LstmInputs, LstmState};
 use everloop::plan::{Kind, Storage};
-use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
+use everloop::{Device, Dtype, Error, Parameters, Plan, Recorder, Result, Rng, Tensor, Workspace, loss};
 use std::sync::OnceLock;
 
 /// The GPU of this machine, shared by all tests of a binary (kernels are built once). Without one it says
@@ -26,7 +26,7 @@ pub fn gpu() -> Option<Device> {
     device.clone()
 }
 
-pub use everloop::doctor::F32;
+pub use everloop::instruments::F32;
 
 /// Fills every slot that holds floats with random values, what steps will write included.
 pub fn fill_random(workspace: &mut Workspace, rng: &mut Rng, bound: f64) -> Result<()> {
@@ -38,6 +38,11 @@ pub fn fill_random(workspace: &mut Workspace, rng: &mut Rng, bound: f64) -> Resu
                 let ids: Vec<u32> = (0..slot.len()).map(|_| rng.below(vocab_size) as u32).collect();
                 workspace.write_tokens(&tensor, &ids)?;
             }
+            Kind::Lengths { steps } => {
+                let lengths: Vec<u32> = (0..slot.len()).map(|_| rng.below(steps + 1) as u32).collect();
+                workspace.write_lengths(&tensor, &lengths)?;
+            }
+            Kind::State if slot.dtype == Dtype::U32 => workspace.write_count(&tensor, 3)?,
             _ if slot.storage == Storage::Own => workspace.write(&tensor, &rng.vector(slot.len(), bound))?,
             _ => {}
         }
@@ -116,6 +121,7 @@ impl Model {
             (config.cell_clip, config.proj_clip) = (None, None);
         }
         let classes = 2 + rng.below(9);
+        config.reverse = config.bidirectional.is_none() && rng.below(4) == 0;
         Model { config, batch, steps, classes, state, lengths, dropout, cells, unbatched }
     }
 
@@ -163,7 +169,7 @@ impl Model {
         let x = rec.input("x", &shape)?;
         rec.want_gradient(&x)?;
         let lengths = match self.lengths {
-            true => Some(rec.tokens("lengths", &[self.batch], self.steps + 1)?),
+            true => Some(rec.lengths("lengths", self.batch, self.steps)?),
             false => None,
         };
         let dropout = if self.dropout { Some(Dropout::record(&mut rec, "dropout.step", 77)?) } else { None };
@@ -209,7 +215,11 @@ impl Model {
         for slot in plan.slots() {
             let tensor = plan.tensor(&slot.name)?;
             match slot.kind {
-                Kind::Input if slot.name == "dropout.step" => workspace.write(&tensor, &[3.0, 0.0])?,
+                Kind::State if slot.dtype == Dtype::U32 => workspace.write_count(&tensor, 3)?,
+                Kind::Lengths { steps } => {
+                    let lengths: Vec<u32> = (0..slot.len()).map(|_| rng.below(steps + 1) as u32).collect();
+                    workspace.write_lengths(&tensor, &lengths)?;
+                }
                 Kind::Input => workspace.write(&tensor, &rng.vector(slot.len(), 1.0))?,
                 Kind::Tokens { vocab_size, .. } => {
                     let ids: Vec<u32> = (0..slot.len()).map(|_| rng.below(vocab_size) as u32).collect();

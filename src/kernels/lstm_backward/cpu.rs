@@ -1,53 +1,61 @@
 //! The CPU's fast form of `lstm_backward`: packed weights, a few rows at a time, each thread its own rows.
 
-use super::{LstmBackward, Slots, within};
+use super::Slices;
 use crate::float::{Float, Vectorized};
 use crate::kernel::Scratch;
-use crate::kernels::recurrence::{COUPLED, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Variant, sum};
+use crate::kernels::recurrence::lstm_lanes::{lstm_output_back, lstm_state_back};
+use crate::kernels::recurrence::*;
 use crate::tile;
-use rayon::prelude::*;
+use crate::time::Direction;
 use std::ops::Range;
 
-pub(super) fn execute<T: Float>(kernel: &LstmBackward, s: Slots<'_, T>, scratch: &mut Scratch<T>) {
-    let k = &kernel.0;
-    let [_, batch, hidden, outputs] = k.sizes();
+pub(super) fn execute<T: Float>(k: &Sequence, s: Slices<'_, T>, scratch: &mut Scratch<T>) {
+    let ([_, batch, hidden, outputs], directions) = (k.sizes(), k.directions());
     let width = 4 * tile::lanes::<T>();
-    // of weight_hh and weight_hr: [panel][gate and unit, or output, summed over][4 N units]
+    // of a direction, of weight_hh and weight_hr: [panel][gate and unit, or output, summed over][4 N units]
     let to_outputs = outputs.next_multiple_of(width);
-    let to_units = if k.has(PROJECTION) { hidden.next_multiple_of(width) } else { 0 };
-    let inner = if k.has(PROJECTION) { outputs } else { 0 };
-    let sizes = [GATES * hidden * to_outputs, outputs * to_units, batch * GATES * hidden];
-    let packed = tile::aligned(&mut scratch.packed, sizes[0] + sizes[1]);
-    let (panels, output_panels) = packed.split_at_mut(sizes[0]);
-    let memory = tile::aligned(&mut scratch.memory, sizes[2] + batch * inner);
-    let (x, y) = memory.split_at_mut(sizes[2]);
-    if !scratch.is_packed {
-        pack_columns(panels, width, &s.weight_hh[..GATES * hidden * outputs], outputs);
-        pack_columns(output_panels, width, &s.weight_hr[..inner * hidden], hidden);
-    }
-    let (panels, output_panels) = (&*panels, &*output_panels);
-    let groups = tile::row_groups(batch, k.flops());
-    let mut dgates = tile::split_rows(s.dgates, batch, GATES * hidden, &groups).into_iter();
-    let mut dh = tile::split_rows(s.dh, batch, outputs, &groups).into_iter();
-    let mut dc = tile::split_rows(s.dc, batch, hidden, &groups).into_iter();
-    let mut dnormalized = tile::split_rows(s.dnormalized, batch, NORMS * hidden, &groups).into_iter();
-    let mut x = tile::split_rows(x, batch, GATES * hidden, &groups).into_iter().flatten();
-    let mut y = tile::split_rows(y, batch, outputs, &groups).into_iter().flatten();
-    let workers: Vec<_> = groups
-        .iter()
-        .filter_map(|rows| {
+    let (to_units, inner) = if k.has(PROJECTION) { (hidden.next_multiple_of(width), outputs) } else { (0, 0) };
+    let sizes = [GATES * hidden * to_outputs, outputs * to_units];
+    let (count, len) = (directions.len(), sizes[0] + sizes[1]);
+    let packed = tile::packed(scratch, count * len, |packed| {
+        for (d, packed) in packed.chunks_exact_mut(len).enumerate() {
+            let (panels, output_panels) = packed.split_at_mut(sizes[0]);
+            let weight_hh = &s.weight_hh[d * k.weight_hh_stride as usize..];
+            let weight_hr = s.weight_hr.get(d * k.weight_hr_stride as usize..).unwrap_or_default();
+            pack_columns(panels, width, &weight_hh[..GATES * hidden * outputs], outputs);
+            pack_columns(output_panels, width, &weight_hr[..inner * hidden], hidden);
+        }
+    });
+    let packed = tile::from_line(&packed, count * len);
+    let memory = tile::aligned(&mut scratch.memory, count * batch * (GATES * hidden + inner));
+    let (x, y) = memory.split_at_mut(count * batch * GATES * hidden);
+    let groups = tile::row_groups(batch, count, k.flops());
+    let mut dgates = tile::split_rows(s.dgates, count, batch, GATES * hidden, &groups).into_iter();
+    let mut dh = tile::split_rows(s.dh, count, batch, outputs, &groups).into_iter();
+    let mut dc = tile::split_rows(s.dc, count, batch, hidden, &groups).into_iter();
+    let mut dnormalized = tile::split_rows(s.dnormalized, count, batch, NORMS * hidden, &groups).into_iter();
+    let mut x = tile::split_rows(x, count, batch, GATES * hidden, &groups).into_iter().flatten();
+    let mut y = tile::split_rows(y, count, batch, outputs, &groups).into_iter().flatten();
+    let each = directions.iter().enumerate().flat_map(|(d, direction)| groups.iter().map(move |rows| (d, *direction, rows)));
+    let workers: Vec<_> = each
+        .filter_map(|(d, direction, rows)| {
+            let (panels, output_panels) = packed[d * len..][..len].split_at(sizes[0]);
+            let part = |of: &'_ [T]| of.len() / count * d..of.len() / count * (d + 1);
+            let weights = |of: &'_ [T], stride: u32| -> usize { (d * stride as usize).min(of.len()) };
             Some(Worker {
-                kernel,
+                kernel: k,
+                d,
+                direction,
                 rows: rows.clone(),
                 panels,
                 output_panels,
-                gates: s.gates,
-                c: s.c,
-                h: s.h,
-                peephole: s.peephole,
+                gates: &s.gates[part(s.gates)],
+                c: &s.c[part(s.c)],
+                h: &s.h[part(s.h)],
+                peephole: &s.peephole[weights(s.peephole, k.peephole_stride)..],
                 mask: s.mask,
-                norm: s.norm,
-                normalized: s.normalized,
+                norm: &s.layer_norm[weights(s.layer_norm, k.layer_norm_stride)..],
+                normalized: &s.normalized[part(s.normalized)],
                 dgates: dgates.next()?,
                 dh: dh.next()?,
                 dc: dc.next()?,
@@ -57,10 +65,7 @@ pub(super) fn execute<T: Float>(kernel: &LstmBackward, s: Slots<'_, T>, scratch:
             })
         })
         .collect();
-    match workers.len() {
-        1 => workers.into_iter().for_each(T::vectorize),
-        _ => workers.into_par_iter().for_each(T::vectorize),
-    }
+    tile::run::<T, _>(workers, k.flops());
 }
 
 /// Rows of `columns` values to panels `[panel][row][width]`, with zeros behind the last column.
@@ -75,15 +80,17 @@ fn pack_columns<T: Float>(panels: &mut [T], width: usize, rows: &[T], columns: u
     }
 }
 
-/// Some batch rows of a sequence, with every per-step slice of theirs.
+/// Some batch rows of a sequence in one direction, with every per-step slice of theirs.
 struct Worker<'a, T> {
-    kernel: &'a LstmBackward,
+    kernel: &'a Sequence,
+    d: usize,
+    direction: Direction,
     rows: Range<usize>,
     /// `weight_hh` as `[panel][4H][4 N]`.
     panels: &'a [T],
     /// `weight_hr` as `[panel][P][4 N]`.
     output_panels: &'a [T],
-    /// All rows, as the other slices without steps.
+    /// All rows of the direction, as the other slices without steps.
     gates: &'a [T],
     c: &'a [T],
     h: &'a [T],
@@ -104,17 +111,17 @@ struct Worker<'a, T> {
 impl<'a, T: Float> Vectorized for Worker<'a, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
-        let k = &self.kernel.0;
+        let k = self.kernel;
         let [steps, batch, hidden, outputs] = k.sizes();
         for n in 0..=steps {
-            let next = self.kernel.next_time(n);
+            let next = n.checked_sub(1).map(|n| back(self.direction, n, steps).0);
             if let Some(next) = next {
                 tile::interleave(self.dgates[next], GATES * hidden, R, self.x);
             }
             // behind the first step there is only the initial state
             let is_step = n < steps;
-            let t = if is_step { self.kernel.time(n) } else { 0 };
-            let (before, after) = (if is_step { k.direction().row_before(t) } else { 0 }, self.kernel.row_after(n));
+            let (t, after) = back(self.direction, n, steps);
+            let before = if is_step { self.direction.row_before(t) } else { 0 };
             let (dh_before, dh_after) = match is_step {
                 true => tile::pair(&mut self.dh, before, after),
                 false => (&mut [][..], &mut *self.dh[after]),
@@ -133,7 +140,7 @@ impl<'a, T: Float> Vectorized for Worker<'a, T> {
                 c_before: rows(self.c, before, hidden),
                 c_after: rows(self.c, after, hidden),
                 h_after: rows(self.h, after, outputs),
-                mask: if k.has(MASK) { &self.mask[k.mask_at(t, self.rows.start)..] } else { &[] },
+                mask: if k.has(MASK) { &self.mask[k.mask_at(self.d, t, self.rows.start)..] } else { &[] },
                 normalized: rows(self.normalized, t, NORMS * (hidden + 1)),
                 peephole: self.peephole,
                 norm: self.norm,
@@ -144,23 +151,17 @@ impl<'a, T: Float> Vectorized for Worker<'a, T> {
                 dc_after,
                 dnormalized: self.dnormalized.get_mut(t).map_or(&mut [], |dnormalized| dnormalized),
             };
-            for p in 0..outputs.div_ceil(4 * N) {
-                let panel = &self.panels[p * GATES * hidden * 4 * N..][..GATES * hidden * 4 * N];
-                for rows in tile::blocks(self.rows.len(), R) {
-                    let x = &self.x[rows.start * GATES * hidden..rows.end * GATES * hidden];
-                    let x = if next.is_some() { x } else { &[] };
-                    tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, p * 4 * N, x, panel));
-                }
-            }
+            let sizes = [GATES * hidden, 4 * N, outputs, self.rows.len(), R];
+            tile::each_panel(self.panels, self.x, sizes, #[inline(always)] |first, rows, x, panel| {
+                let x = if next.is_some() { x } else { &[] };
+                tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, first, x, panel));
+            });
             if is_step && k.has(PROJECTION) {
                 tile::interleave(step.dh_after, outputs, R, self.y);
-                for p in 0..hidden.div_ceil(4 * N) {
-                    let panel = &self.output_panels[p * outputs * 4 * N..][..outputs * 4 * N];
-                    for rows in tile::blocks(self.rows.len(), R) {
-                        let y = &self.y[rows.start * outputs..rows.end * outputs];
-                        tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, p * 4 * N, y, panel));
-                    }
-                }
+                let sizes = [outputs, 4 * N, hidden, self.rows.len(), R];
+                tile::each_panel(self.output_panels, self.y, sizes, #[inline(always)] |first, rows, y, panel| {
+                    tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, first, y, panel));
+                });
             }
             if is_step && k.has(NORM) {
                 // the interleaved dgates are not needed again before the next step
@@ -173,7 +174,7 @@ impl<'a, T: Float> Vectorized for Worker<'a, T> {
 
 /// One step of the way back, for some batch rows.
 struct Step<'a, T> {
-    k: &'a Variant,
+    k: &'a Sequence,
     /// Not so for the initial state, which only takes what flows into its h.
     is_step: bool,
     gates: &'a [T],
@@ -203,7 +204,7 @@ impl<T: Float> Step<'_, T> {
         panel: &[T],
     ) {
         let outputs = self.k.outputs as usize;
-        let sums = tile::multiply::<T, N, R, FMA>(x, panel);
+        let sums = tile::multiply::<T, N, R, FMA>(x, panel); // B1
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
             let (row, output) = (first + r, output + v * N);
             if output >= outputs {
@@ -217,7 +218,7 @@ impl<T: Float> Step<'_, T> {
             if self.is_step && self.ended(row) {
                 let mut carried: [T; N] = tile::load(&self.dh_before[at..], valid);
                 for lane in 0..N {
-                    carried[lane] += dht[lane];
+                    carried[lane] += dht[lane]; // B11
                 }
                 tile::store(&carried, &mut self.dh_before[at..], valid);
             } else if let (true, Some(limit)) = (self.is_step, self.k.output_clip()) {
@@ -244,7 +245,7 @@ impl<T: Float> Step<'_, T> {
         y: &[T],
         panel: &[T],
     ) {
-        let sums = tile::multiply::<T, N, R, FMA>(y, panel);
+        let sums = tile::multiply::<T, N, R, FMA>(y, panel); // B2
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
             let unit = unit + v * N;
             if unit < self.k.hidden as usize {
@@ -264,74 +265,43 @@ impl<T: Float> Step<'_, T> {
     fn cell<const N: usize>(&mut self, row: usize, unit: usize, dm: &[T; N]) {
         let k = self.k;
         let hidden = k.hidden as usize;
-        let (valid, one, at) = (hidden - unit, T::ONE, row * hidden + unit);
-        let o_at = (row * GATES + 3) * hidden + unit;
+        let (valid, at, o_at) = (hidden - unit, row * hidden + unit, (row * GATES + 3) * hidden + unit);
         let c_after: [T; N] = tile::load(&self.c_after[at..], valid);
         let o: [T; N] = tile::load(&self.gates[o_at..], valid);
-        let mut dct: [T; N] = tile::load(&self.dc_after[at..], valid);
-        let mut d_o = [T::ZERO; N];
-        for lane in 0..N {
-            let tanh_c = c_after[lane].tanh();
-            dct[lane] += dm[lane] * o[lane] * (one - tanh_c * tanh_c);
-            d_o[lane] = dm[lane] * tanh_c * o[lane] * (one - o[lane]);
-        }
-        if k.has(PEEPHOLE) {
-            let w: [T; N] = tile::load(&self.peephole[2 * hidden + unit..], valid);
-            for lane in 0..N {
-                dct[lane] += d_o[lane] * w[lane];
-            }
-        }
-        tile::store(&dct, &mut self.dc_after[at..], valid);
-        tile::store(&d_o, &mut self.dgates[o_at..], valid);
+        let dc: [T; N] = tile::load(&self.dc_after[at..], valid);
+        let w: Option<[T; N]> = k.has(PEEPHOLE).then(|| tile::load(&self.peephole[2 * hidden + unit..], valid));
+        let [dy_o, mut dc] = lstm_output_back(dm, &o, &c_after, dc, w);
+        tile::store(&dc, &mut self.dc_after[at..], valid);
+        tile::store(&dy_o, &mut self.dgates[o_at..], valid);
         if k.has(NORM) {
             return;
         }
         if let (Some(limit), false) = (k.cell_clip(), self.ended(row)) {
             for lane in 0..N {
                 if !within(c_after[lane], limit) {
-                    dct[lane] = T::ZERO;
+                    dc[lane] = T::ZERO; // B5
                 }
             }
         }
-        self.gates(row, unit, &dct);
+        self.gates(row, unit, &dc);
     }
 
-    /// The derivatives of i, f, g and of the cell before, from that of `f c[before] + i g`.
+    /// The derivatives of i, f, g and of the cell before, from that of u.
     #[inline(always)]
     fn gates<const N: usize>(&mut self, row: usize, unit: usize, du: &[T; N]) {
         let k = self.k;
         let hidden = k.hidden as usize;
-        let (valid, one, at) = (hidden - unit, T::ONE, row * hidden + unit);
+        let (valid, at) = (hidden - unit, row * hidden + unit);
         let gate_at = |gate: usize| (row * GATES + gate) * hidden + unit;
         let c_before: [T; N] = tile::load(&self.c_before[at..], valid);
-        let [i, f, g]: [[T; N]; 3] = std::array::from_fn(|gate| tile::load(&self.gates[gate_at(gate)..], valid));
-        let mut dc_next: [T; N] = tile::load(&self.dc_before[at..], valid);
-        let mask: [T; N] = if k.has(MASK) { tile::load(&self.mask[at..], valid) } else { [one; N] };
-        let mut dgates = [[T::ZERO; N]; 3];
-        for lane in 0..N {
-            let (i, f, g) = (i[lane], f[lane], g[lane]);
-            dc_next[lane] += du[lane] * f;
-            dgates[0][lane] = du[lane] * g * mask[lane] * i * (one - i);
-            dgates[1][lane] = du[lane] * c_before[lane] * f * (one - f);
-            dgates[2][lane] = du[lane] * i * mask[lane] * (one - g * g);
-        }
-        if k.has(COUPLED) {
-            for lane in 0..N {
-                let i = i[lane];
-                dgates[0][lane] = du[lane] * (g[lane] * mask[lane] - c_before[lane]) * i * (one - i);
-                dgates[1][lane] = T::ZERO;
-            }
-        }
-        if k.has(PEEPHOLE) {
-            for gate in 0..2 {
-                let w: [T; N] = tile::load(&self.peephole[gate * hidden + unit..], valid);
-                for lane in 0..N {
-                    dc_next[lane] += dgates[gate][lane] * w[lane];
-                }
-            }
-        }
-        tile::store(&dc_next, &mut self.dc_before[at..], valid);
-        for (gate, values) in dgates.iter().enumerate() {
+        let ifg: [[T; N]; 3] = std::array::from_fn(|gate| tile::load(&self.gates[gate_at(gate)..], valid));
+        let dc_before: [T; N] = tile::load(&self.dc_before[at..], valid);
+        let peephole = |gate: usize| tile::load(&self.peephole[gate * hidden + unit..], valid);
+        let w: Option<[[T; N]; 2]> = k.has(PEEPHOLE).then(|| std::array::from_fn(peephole));
+        let mask: Option<[T; N]> = k.has(MASK).then(|| tile::load(&self.mask[at..], valid));
+        let (dy, dc_before) = lstm_state_back(k, du, &ifg, &c_before, w, mask, dc_before);
+        tile::store(&dc_before, &mut self.dc_before[at..], valid);
+        for (gate, values) in dy.iter().enumerate() {
             tile::store(values, &mut self.dgates[gate_at(gate)..], valid);
         }
     }
@@ -367,7 +337,7 @@ impl<T: Float> Step<'_, T> {
             for gate in 0..GATES {
                 let dgate = &mut self.dgates[(row * GATES + gate) * hidden..][..hidden];
                 self.dnormalized[dnormalized + gate * hidden..][..hidden].copy_from_slice(dgate);
-                through_norm(dgate, gate, self.norm, normalized);
+                through_norm(dgate, gate, self.norm, normalized); // B10
             }
         }
     }

@@ -1,55 +1,67 @@
 //! The CPU's fast form of `lstm_forward`: packed weights, a few rows at a time, each thread its own rows.
 
-use super::{Slots, clip, layer_norm};
+use super::Slices;
 use crate::float::{Float, Vectorized};
 use crate::kernel::Scratch;
-use crate::kernels::recurrence::{COUPLED, GATES, LENGTHS, MASK, NORM, NORMS, PEEPHOLE, PROJECTION, Variant};
+use crate::kernels::recurrence::lstm_lanes::{lstm_output, lstm_state};
+use crate::kernels::recurrence::*;
 use crate::tile;
-use rayon::prelude::*;
+use crate::time::Direction;
 use std::ops::Range;
 
-pub(super) fn execute<T: Float>(k: &Variant, s: Slots<'_, T>, scratch: &mut Scratch<T>) {
-    let [_, batch, hidden, outputs] = k.sizes();
+pub(super) fn execute<T: Float>(k: &Sequence, s: Slices<'_, T>, scratch: &mut Scratch<T>) {
+    let ([_, batch, hidden, outputs], directions) = (k.sizes(), k.directions());
     let lanes = tile::lanes::<T>();
     let units = hidden.next_multiple_of(lanes);
-    let projected = if k.has(PROJECTION) { outputs.next_multiple_of(4 * lanes) } else { 0 };
-    let inner = if k.has(PROJECTION) { hidden } else { 0 };
-    let packed = tile::aligned(&mut scratch.packed, outputs * GATES * units + hidden * projected);
-    let (panels, output_panels) = packed.split_at_mut(outputs * GATES * units);
-    let memory = tile::aligned(&mut scratch.memory, batch * (outputs + inner));
-    let (x, y) = memory.split_at_mut(batch * outputs);
-    if !scratch.is_packed {
-        // [panel][k][gate][lane]
-        for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
-            tile::pack(panel, GATES * lanes, |v| {
-                let (gate, unit) = (v / lanes, p * lanes + v % lanes);
-                (unit < hidden).then(|| &s.weight_hh[(gate * hidden + unit) * outputs..][..outputs])
-            });
+    let (projected, inner) = match k.has(PROJECTION) {
+        true => (outputs.next_multiple_of(4 * lanes), hidden),
+        false => (0, 0),
+    };
+    // of a direction: weight_hh as [panel][k][gate][lane], weight_hr as [panel][k][4 lanes]
+    let sizes = [outputs * GATES * units, hidden * projected];
+    let len = sizes[0] + sizes[1];
+    let packed = tile::packed(scratch, directions.len() * len, |packed| {
+        for (d, packed) in packed.chunks_exact_mut(len).enumerate() {
+            let (panels, output_panels) = packed.split_at_mut(sizes[0]);
+            let weight_hh = &s.weight_hh[d * k.weight_hh_stride as usize..];
+            let weight_hr = s.weight_hr.get(d * k.weight_hr_stride as usize..).unwrap_or_default();
+            for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
+                tile::pack(panel, GATES * lanes, |v| {
+                    let (gate, unit) = (v / lanes, p * lanes + v % lanes);
+                    (unit < hidden).then(|| &weight_hh[(gate * hidden + unit) * outputs..][..outputs])
+                });
+            }
+            tile::pack_rows(output_panels, 4 * lanes, hidden, outputs, |output| &weight_hr[output * hidden..]);
         }
-        tile::pack_rows(output_panels, 4 * lanes, hidden, outputs, |output| &s.weight_hr[output * hidden..]);
-    }
-    let (panels, output_panels) = (&*panels, &*output_panels);
-    let groups = tile::row_groups(batch, k.flops());
-    let mut gates = tile::split_rows(s.gates, batch, GATES * hidden, &groups).into_iter();
-    let mut h = tile::split_rows(s.h, batch, outputs, &groups).into_iter();
-    let mut c = tile::split_rows(s.c, batch, hidden, &groups).into_iter();
-    let mut m = tile::split_rows(s.m, batch, hidden, &groups).into_iter();
-    let mut normalized = tile::split_rows(s.normalized, batch, NORMS * (hidden + 1), &groups).into_iter();
-    let mut x = tile::split_rows(x, batch, outputs, &groups).into_iter().flatten();
-    let mut y = tile::split_rows(y, batch, hidden, &groups).into_iter().flatten();
-    let workers: Vec<_> = groups
-        .iter()
-        .filter_map(|rows| {
+    });
+    let packed = tile::from_line(&packed, directions.len() * len);
+    let memory = tile::aligned(&mut scratch.memory, directions.len() * batch * (outputs + inner));
+    let (x, y) = memory.split_at_mut(directions.len() * batch * outputs);
+    let (count, groups) = (directions.len(), tile::row_groups(batch, directions.len(), k.flops()));
+    let mut gates = tile::split_rows(s.gates, count, batch, GATES * hidden, &groups).into_iter();
+    let mut h = tile::split_rows(s.h, count, batch, outputs, &groups).into_iter();
+    let mut c = tile::split_rows(s.c, count, batch, hidden, &groups).into_iter();
+    let mut m = tile::split_rows(s.m, count, batch, hidden, &groups).into_iter();
+    let mut normalized = tile::split_rows(s.normalized, count, batch, NORMS * (hidden + 1), &groups).into_iter();
+    let mut x = tile::split_rows(x, count, batch, outputs, &groups).into_iter().flatten();
+    let mut y = tile::split_rows(y, count, batch, hidden, &groups).into_iter().flatten();
+    let each = directions.iter().enumerate().flat_map(|(d, direction)| groups.iter().map(move |rows| (d, *direction, rows)));
+    let workers: Vec<_> = each
+        .filter_map(|(d, direction, rows)| {
+            let (panels, output_panels) = packed[d * len..][..len].split_at(sizes[0]);
+            let weights = |of: &'_ [T], stride: u32| -> usize { (d * stride as usize).min(of.len()) };
             Some(Worker {
                 kernel: k,
+                d,
+                direction,
                 rows: rows.clone(),
                 units,
                 panels,
                 output_panels,
                 lengths: s.lengths,
-                peephole: s.peephole,
+                peephole: &s.peephole[weights(s.peephole, k.peephole_stride)..],
                 mask: s.mask,
-                norm: s.norm,
+                norm: &s.layer_norm[weights(s.layer_norm, k.layer_norm_stride)..],
                 gates: gates.next()?,
                 h: h.next()?,
                 c: c.next()?,
@@ -60,15 +72,14 @@ pub(super) fn execute<T: Float>(k: &Variant, s: Slots<'_, T>, scratch: &mut Scra
             })
         })
         .collect();
-    match workers.len() {
-        1 => workers.into_iter().for_each(T::vectorize),
-        _ => workers.into_par_iter().for_each(T::vectorize),
-    }
+    tile::run::<T, _>(workers, k.flops());
 }
 
-/// Some batch rows of a sequence, with every per-step slice of theirs.
+/// Some batch rows of a sequence in one direction, with every per-step slice of theirs.
 struct Worker<'a, T> {
-    kernel: &'a Variant,
+    kernel: &'a Sequence,
+    d: usize,
+    direction: Direction,
     rows: Range<usize>,
     /// H rounded up to whole vectors.
     units: usize,
@@ -98,7 +109,7 @@ impl<T: Float> Vectorized for Worker<'_, T> {
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
         let k = self.kernel;
         let [steps, _, hidden, outputs] = k.sizes();
-        let direction = k.direction();
+        let direction = self.direction;
         for n in 0..steps {
             let t = direction.time(n, steps);
             let (before, after) = (direction.row_before(t), direction.row_after(t));
@@ -107,7 +118,6 @@ impl<T: Float> Vectorized for Worker<'_, T> {
             tile::interleave(h_before, outputs, R, self.x);
             let mut step = Step {
                 k,
-                forget_bias: k.forget_bias(),
                 gates: self.gates[t],
                 h_before,
                 h_after,
@@ -116,28 +126,22 @@ impl<T: Float> Vectorized for Worker<'_, T> {
                 m: self.m.get_mut(t).map_or(&mut [], |m| m),
                 normalized: self.normalized.get_mut(t).map_or(&mut [], |normalized| normalized),
                 peephole: self.peephole,
-                mask: if k.has(MASK) { &self.mask[k.mask_at(t, self.rows.start)..] } else { &[] },
+                mask: if k.has(MASK) { &self.mask[k.mask_at(self.d, t, self.rows.start)..] } else { &[] },
                 norm: self.norm,
             };
-            for p in 0..self.units / N {
-                let panel = &self.panels[p * outputs * GATES * N..][..outputs * GATES * N];
-                for rows in tile::blocks(self.rows.len(), R) {
-                    let x = &self.x[rows.start * outputs..rows.end * outputs];
-                    tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, p * N, x, panel));
-                }
-            }
+            let sizes = [outputs, GATES * N, GATES * self.units, self.rows.len(), R];
+            tile::each_panel(self.panels, self.x, sizes, #[inline(always)] |first, rows, x, panel| {
+                tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, first / GATES, x, panel));
+            });
             if k.has(NORM) {
                 (0..self.rows.len()).for_each(|row| step.norm_row::<N>(row));
             }
             if k.has(PROJECTION) {
                 tile::interleave(step.m, hidden, R, self.y);
-                for p in 0..outputs.div_ceil(4 * N) {
-                    let panel = &self.output_panels[p * hidden * 4 * N..][..hidden * 4 * N];
-                    for rows in tile::blocks(self.rows.len(), R) {
-                        let y = &self.y[rows.start * hidden..rows.end * hidden];
-                        tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, p * 4 * N, y, panel));
-                    }
-                }
+                let sizes = [hidden, 4 * N, outputs, self.rows.len(), R];
+                tile::each_panel(self.output_panels, self.y, sizes, #[inline(always)] |first, rows, y, panel| {
+                    tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, first, y, panel));
+                });
             }
             if k.has(LENGTHS) {
                 let lengths = &self.lengths[self.rows.clone()];
@@ -150,8 +154,7 @@ impl<T: Float> Vectorized for Worker<'_, T> {
 
 /// One time step of some batch rows.
 struct Step<'a, T> {
-    k: &'a Variant,
-    forget_bias: T,
+    k: &'a Sequence,
     gates: &'a mut [T],
     h_before: &'a [T],
     h_after: &'a mut [T],
@@ -175,7 +178,7 @@ impl<T: Float> Step<'_, T> {
         panel: &[T],
     ) {
         let hidden = self.k.hidden as usize;
-        let sums = tile::multiply::<T, N, R, FMA>(x, panel);
+        let sums = tile::multiply::<T, N, R, FMA>(x, panel); // F2
         for r in 0..R {
             let row = first + r;
             let mut pre = sums[r];
@@ -196,45 +199,20 @@ impl<T: Float> Step<'_, T> {
         }
     }
 
-    /// i, f, g from their pre-activations, and `f c[before] + i g`, for `N` units of one row.
+    /// i, f, g from their pre-activations, and u, for `N` units of one row.
     #[inline(always)]
     fn state<const N: usize>(&mut self, row: usize, unit: usize, pre: &mut [[T; N]; GATES]) -> [T; N] {
-        let k = self.k;
-        let hidden = k.hidden as usize;
+        let hidden = self.k.hidden as usize;
         let (valid, at) = (hidden - unit, row * hidden + unit);
         let c_before: [T; N] = tile::load(&self.c_before[at..], valid);
-        if k.has(PEEPHOLE) {
-            for gate in 0..2 {
-                let w: [T; N] = tile::load(&self.peephole[gate * hidden + unit..], valid);
-                for lane in 0..N {
-                    pre[gate][lane] += w[lane] * c_before[lane];
-                }
-            }
-        }
-        for lane in 0..N {
-            pre[0][lane] = pre[0][lane].sigmoid();
-            pre[1][lane] = (pre[1][lane] + self.forget_bias).sigmoid();
-            pre[2][lane] = pre[2][lane].tanh();
-        }
-        if k.has(COUPLED) {
-            for lane in 0..N {
-                pre[1][lane] = T::ONE - pre[0][lane];
-            }
-        }
+        let peephole = |gate: usize| tile::load(&self.peephole[gate * hidden + unit..], valid);
+        let w: Option<[[T; N]; 2]> = self.k.has(PEEPHOLE).then(|| std::array::from_fn(peephole));
+        let mask: Option<[T; N]> = self.k.has(MASK).then(|| tile::load(&self.mask[at..], valid));
+        let u = lstm_state(self.k, pre, &c_before, w, mask);
         for gate in 0..3 {
             tile::store(&pre[gate], &mut self.gates[(row * GATES + gate) * hidden + unit..], valid);
         }
-        if k.has(MASK) {
-            let mask: [T; N] = tile::load(&self.mask[at..], valid);
-            for lane in 0..N {
-                pre[2][lane] = pre[2][lane] * mask[lane];
-            }
-        }
-        let mut c = [T::ZERO; N];
-        for lane in 0..N {
-            c[lane] = pre[1][lane] * c_before[lane] + pre[0][lane] * pre[2][lane];
-        }
-        c
+        u
     }
 
     /// o, c and the cell's output from the new state, for `N` units of one row.
@@ -245,21 +223,11 @@ impl<T: Float> Step<'_, T> {
         let (valid, at) = (hidden - unit, row * hidden + unit);
         if let Some(limit) = k.cell_clip() {
             for lane in 0..N {
-                c[lane] = clip(c[lane], limit);
+                c[lane] = clip(c[lane], limit); // F8
             }
         }
-        let mut o = pre[3];
-        if k.has(PEEPHOLE) {
-            let w: [T; N] = tile::load(&self.peephole[2 * hidden + unit..], valid);
-            for lane in 0..N {
-                o[lane] += w[lane] * c[lane];
-            }
-        }
-        let mut m = [T::ZERO; N];
-        for lane in 0..N {
-            o[lane] = o[lane].sigmoid();
-            m[lane] = o[lane] * c[lane].tanh();
-        }
+        let w: Option<[T; N]> = k.has(PEEPHOLE).then(|| tile::load(&self.peephole[2 * hidden + unit..], valid));
+        let [o, m] = lstm_output(&pre[3], &c, w);
         tile::store(&o, &mut self.gates[(row * GATES + 3) * hidden + unit..], valid);
         tile::store(&c, &mut self.c_after[at..], valid);
         let output = if k.has(PROJECTION) { &mut *self.m } else { &mut *self.h_after };
@@ -274,7 +242,7 @@ impl<T: Float> Step<'_, T> {
         let kept = &mut self.normalized[row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)];
         for gate in 0..GATES {
             let values = &mut self.gates[(row * GATES + gate) * hidden..][..hidden];
-            layer_norm(values, gate, self.norm, k.epsilon(), kept);
+            layer_norm(values, gate, self.norm, T::of(k.epsilon), kept); // F3
         }
         for unit in (0..hidden).step_by(N) {
             let mut pre: [[T; N]; GATES] = self.load_gates(row, unit);
@@ -282,7 +250,7 @@ impl<T: Float> Step<'_, T> {
             tile::store(&c, &mut self.c_after[row * hidden + unit..], hidden - unit);
         }
         let kept = &mut self.normalized[row * NORMS * (hidden + 1)..][..NORMS * (hidden + 1)];
-        layer_norm(&mut self.c_after[row * hidden..][..hidden], GATES, self.norm, k.epsilon(), kept);
+        layer_norm(&mut self.c_after[row * hidden..][..hidden], GATES, self.norm, T::of(k.epsilon), kept);
         for unit in (0..hidden).step_by(N) {
             let pre: [[T; N]; GATES] = self.load_gates(row, unit);
             let c: [T; N] = tile::load(&self.c_after[row * hidden + unit..], hidden - unit);
@@ -306,7 +274,7 @@ impl<T: Float> Step<'_, T> {
         panel: &[T],
     ) {
         let outputs = self.k.outputs as usize;
-        let sums = tile::multiply::<T, N, R, FMA>(y, panel);
+        let sums = tile::multiply::<T, N, R, FMA>(y, panel); // F11
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
             let output = output + v * N;
             if output < outputs {
@@ -324,7 +292,7 @@ impl<T: Float> Step<'_, T> {
     fn carry(&mut self, row: usize) {
         let [_, _, hidden, outputs] = self.k.sizes();
         for (gate, value) in [T::ZERO, T::ONE, T::ZERO, T::ZERO].into_iter().enumerate() {
-            self.gates[(row * GATES + gate) * hidden..][..hidden].fill(value);
+            self.gates[(row * GATES + gate) * hidden..][..hidden].fill(value); // F12
         }
         self.c_after[row * hidden..][..hidden].copy_from_slice(&self.c_before[row * hidden..][..hidden]);
         self.h_after[row * outputs..][..outputs].copy_from_slice(&self.h_before[row * outputs..][..outputs]);

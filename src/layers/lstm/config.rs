@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::kernels::recurrence::{GATES, NORMS};
 use crate::layers::{check_count, check_size, path};
 use crate::parameters::Parameters;
-use crate::plan::Direction;
 use crate::rng::Rng;
+use crate::time::{Direction, Directions};
 use serde::{Deserialize, Serialize};
 
 /// Where the two directions of a bidirectional stack meet.
@@ -60,6 +60,9 @@ pub struct LstmConfig {
     pub proj_size: Option<usize>,
     /// Two directions, and how they are joined; `None` for one direction.
     pub bidirectional: Option<Join>,
+    /// One direction, from the last step to the first; its parameters' names end in `_reverse`.
+    #[serde(default)]
+    pub reverse: bool,
     /// Bias vectors; two at first.
     pub bias: Bias,
     /// Added to the forget gate's pre-activation, on top of the biases and after a layer norm; 0 at first, as in
@@ -99,6 +102,7 @@ impl LstmConfig {
             hidden_sizes: vec![hidden_size],
             proj_size: None,
             bidirectional: None,
+            reverse: false,
             bias: Bias::Two,
             forget_bias: 0.0,
             peephole: false,
@@ -134,6 +138,12 @@ impl LstmConfig {
     /// Two directions, joined as told.
     pub fn with_bidirectional(self, join: Join) -> Self {
         LstmConfig { bidirectional: Some(join), ..self }
+    }
+
+    /// In one direction, from the last step to the first: ONNX's `reverse`, Keras' `go_backwards`. The output lies at
+    /// the times of the input.
+    pub fn with_reverse(self) -> Self {
+        LstmConfig { reverse: true, ..self }
     }
 
     /// With these bias vectors.
@@ -239,6 +249,9 @@ impl LstmConfig {
         for (what, p) in [("dropout", self.dropout), ("recurrent_dropout", self.recurrent_dropout)] {
             number(what, "at least 0 and below 1", p, (0.0..1.0).contains(&p))?;
         }
+        if self.reverse && self.bidirectional.is_some() {
+            return Err(Error::config("reverse of an LSTM", "one direction", "two"));
+        }
         if self.proj_clip.is_some() && self.proj_size.is_none() {
             return Err(Error::config("proj_clip of an LSTM", "a proj_size", "none"));
         }
@@ -261,9 +274,15 @@ impl LstmConfig {
 
     /// The directions of each layer.
     pub fn directions(&self) -> &'static [Direction] {
-        match self.bidirectional {
-            None => &[Direction::Forward],
-            Some(_) => &[Direction::Forward, Direction::Reverse],
+        self.ways().list()
+    }
+
+    /// The same, as the recurrence has them.
+    pub(super) fn ways(&self) -> Directions {
+        match (self.bidirectional, self.reverse) {
+            (None, false) => Directions::One(Direction::Forward),
+            (None, true) => Directions::One(Direction::Reverse),
+            (Some(_), _) => Directions::Both,
         }
     }
 

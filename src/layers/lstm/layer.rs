@@ -1,16 +1,32 @@
-//! One LSTM layer in one direction: the input product, the recurrence, and the way back.
+//! One LSTM layer, in one direction or in two: the input products, the recurrence, and the way back.
 
 use super::config::{Bias, LstmConfig, ParameterNames};
 use crate::error::{Error, Result};
 use crate::kernels::lstm_backward::Gradients;
+use crate::kernels::matmul::Matrix;
 use crate::kernels::recurrence::{CellOptions, GATES, NORMS, Norm, Projection, Recurrence};
 use crate::kernels::{copy_columns, lstm_backward, lstm_forward, matmul, sum_products, sum_rows};
 use crate::layers::dense::{contribute_biases, contribute_products};
-use crate::layers::path;
-use crate::plan::{Cell, Direction, Tensor};
-use crate::recorder::Recorder;
+use crate::plan::{Layer, Rows};
+use crate::recorder::{Recorder, Target};
+use crate::tensor::Tensor;
+use crate::time::Direction;
 
 /// The state of one layer and direction.
+///
+/// ```
+/// # use everloop::{Parameters, Recorder, Rng, layers::{LstmConfig, LstmState}};
+/// # fn main() -> everloop::Result<()> {
+/// # let mut parameters = Parameters::new();
+/// # let lstm = LstmConfig::new(3, 5).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// # let mut rec = Recorder::new(&parameters);
+/// # let x = rec.input("x", &[4, 2, 3])?;
+/// // starts where the run before ended
+/// let state = LstmState { h: rec.state("h", &[2, 5])?, c: rec.state("c", &[2, 5])? };
+/// let states = [state];
+/// lstm.record(&mut rec, &x, Some(&states))?.carry(&mut rec, &states)?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct LstmState {
     /// Hidden state, `[B, P]` (P = H without a projection), or `[P]` of an input without a batch.
@@ -19,19 +35,30 @@ pub struct LstmState {
     pub c: Tensor,
 }
 
-/// What one layer and direction reads beside its parameters.
+/// Which layer of which LSTM.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a> {
+    /// Prefix of the parameters.
+    pub name: &'a str,
+    /// Prefix of the slots.
+    pub place: &'a str,
+    pub config: &'a LstmConfig,
+    pub layer: usize,
+}
+
+/// What a layer reads beside its parameters.
 pub(super) struct Inputs<'a> {
-    /// `[T, B, I]`
-    pub x: &'a Tensor,
-    /// `[B, P]` and `[B, H]`; zeros where there is none.
-    pub initial: Option<LstmState>,
+    /// For each direction `[T, B, I]`.
+    pub x: &'a [Tensor],
+    /// For each direction `[B, P]` and `[B, H]`; zeros where there is none.
+    pub initial: Option<Vec<LstmState>>,
     /// `[B]`
     pub lengths: Option<&'a Tensor>,
-    /// `[T, B, H]` or `[B, H]`
+    /// `[D, T, B, H]` or `[D, B, H]`
     pub mask: Option<Tensor>,
 }
 
-/// What it gives.
+/// What it gives for a direction.
 pub(super) struct Outputs {
     /// Every h, `[T, B, P]`; past a row's length its last one.
     pub h: Tensor,
@@ -41,50 +68,59 @@ pub(super) struct Outputs {
     pub last: LstmState,
 }
 
-/// The path of the slots of a layer and direction.
-pub(super) fn slots(name: &str, layer: usize, direction: Direction) -> String {
-    format!("{name}.{layer}{}", if direction == Direction::Reverse { ".reverse" } else { "" })
+impl At<'_> {
+    /// A slot of the layer, or of what is one direction's.
+    pub fn slot(&self, direction: Direction, kind: &str) -> String {
+        let reverse = if direction == Direction::Reverse { ".reverse" } else { "" };
+        format!("{}.{}{reverse}.{kind}", self.place, self.layer)
+    }
 }
 
-/// Records layer `layer` of the LSTM `name`, with slots below `place`.
-pub(super) fn record(
-    rec: &mut Recorder<'_>,
-    (name, place, config): (&str, &str, &LstmConfig),
-    (layer, direction): (usize, Direction),
-    inputs: Inputs<'_>,
-) -> Result<Outputs> {
+/// Records a layer; what it gives for each direction.
+pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> Result<Vec<Outputs>> {
+    let At { config, layer, .. } = at;
     let Inputs { x, initial, lengths, mask } = inputs;
     let (outputs, hidden) = config.state_sizes(layer);
-    let (steps, batch) = (x.shape()[0], x.shape()[1]);
-    let names = ParameterNames::new(name, layer, direction);
-    let weight_ih = rec.parameter(&names.weight_ih)?;
-    let weight_hh = rec.parameter(&names.weight_hh)?;
-    let biases = match config.bias {
-        Bias::None => Vec::new(),
-        Bias::One => vec![rec.parameter(&names.bias_ih)?],
-        Bias::Two => vec![rec.parameter(&names.bias_ih)?, rec.parameter(&names.bias_hh)?],
+    let (steps, batch) = (x[0].shape()[0], x[0].shape()[1]);
+    let (ways, directions) = (config.ways(), config.directions());
+    let names: Vec<_> = directions.iter().map(|d| ParameterNames::new(at.name, layer, *d)).collect();
+    let mut weights = |kind: fn(&ParameterNames) -> &String, wanted: bool| -> Result<Option<Vec<Tensor>>> {
+        let all = names.iter().filter(|_| wanted).map(|names| rec.parameter(kind(names)));
+        Ok(Some(all.collect::<Result<Vec<_>>>()?).filter(|_| wanted))
     };
-    let place = slots(place, layer, direction);
-    let slot = |kind: &str| path(&place, kind);
-    let gates = rec.activation(&slot("gates"), &[steps, batch, GATES * hidden])?;
-    let h = rec.activation(&slot("h"), &[steps + 1, batch, outputs])?;
-    let c = rec.activation(&slot("c"), &[steps + 1, batch, hidden])?;
-    let projection = match config.proj_size {
-        Some(_) => Some(Projection {
-            weight_hr: rec.parameter(&names.weight_hr)?,
-            m: rec.activation(&slot("m"), &[steps, batch, hidden])?,
-        }),
+    let weight_ih = weights(|n| &n.weight_ih, true)?.unwrap_or_default();
+    let weight_hh = weights(|n| &n.weight_hh, true)?.unwrap_or_default();
+    let bias_ih = weights(|n| &n.bias_ih, config.bias != Bias::None)?;
+    let bias_hh = weights(|n| &n.bias_hh, config.bias == Bias::Two)?;
+    let weight_hr = weights(|n| &n.weight_hr, config.proj_size.is_some())?;
+    let layer_norm = weights(|n| &n.layer_norm, config.layer_norm.is_some())?;
+    let peephole = weights(|n| &n.weight_peephole, config.peephole)?;
+    let biases: Vec<Vec<Tensor>> =
+        (0..directions.len()).map(|d| bias_ih.iter().chain(&bias_hh).map(|all| all[d].clone()).collect()).collect();
+
+    let slot = |kind: &str| format!("{}.{layer}.{kind}", at.place);
+    let tag = Layer { name: at.name.into(), number: layer, directions: ways };
+    let (times, states) = (Rows::Times(tag.clone()), Rows::States(tag));
+    let lead = [directions.len(), steps, batch];
+    let of = |width: usize| [&lead[..], &[width]].concat();
+    let state = |width: usize| [directions.len(), steps + 1, batch, width];
+    let gates = rec.activation_rows(&slot("gates"), &of(GATES * hidden), times.clone())?;
+    let h = rec.activation_rows(&slot("h"), &state(outputs), states.clone())?;
+    let c = rec.activation_rows(&slot("c"), &state(hidden), states)?;
+    let projection = match weight_hr {
+        Some(weight_hr) => {
+            Some(Projection { weight_hr, m: rec.activation_rows(&slot("m"), &of(hidden), times.clone())? })
+        }
         None => None,
     };
-    let norm = match config.layer_norm {
-        Some(_) => Some(Norm {
-            weight: rec.parameter(&names.layer_norm)?,
-            normalized: rec.activation(&slot("normalized"), &[steps, batch, NORMS * hidden + NORMS])?,
-        }),
+    let norm = match layer_norm {
+        Some(weight) => {
+            let normalized = rec.activation_rows(&slot("normalized"), &of(NORMS * hidden + NORMS), times.clone())?;
+            Some(Norm { weight, normalized })
+        }
         None => None,
     };
     let recurrence = Recurrence {
-        direction,
         options: CellOptions {
             forget_bias: config.forget_bias,
             coupled: config.coupled,
@@ -93,111 +129,105 @@ pub(super) fn record(
             epsilon: config.layer_norm.unwrap_or(0.0),
         },
         lengths: lengths.cloned(),
-        peephole: if config.peephole { Some(rec.parameter(&names.weight_peephole)?) } else { None },
+        peephole,
         mask,
         projection,
         norm,
-        ..Recurrence::new(direction, &weight_hh, &gates, &h, &c)
+        ..Recurrence::new(ways, &weight_hh, &gates, &h, &c)
     };
 
-    // the products of all inputs at once; only the recurrent product stays in the time loop
-    matmul::record(rec, (x, false), (&weight_ih, true), &biases.iter().collect::<Vec<_>>(), (&gates, false))?;
-    let first = direction.first_row(steps);
-    let (h_first, c_first) = (h.row(first)?, c.row(first)?);
-    match &initial {
-        None => {
-            rec.fill(&h_first, 0.0)?;
-            rec.fill(&c_first, 0.0)?;
-        }
-        Some(state) => {
-            for (from, to) in [(&state.h, &h_first), (&state.c, &c_first)] {
-                if from.shape() != to.shape() {
-                    let doing = format!("recording the initial state of `{place}`");
+    for (d, direction) in directions.iter().enumerate() {
+        // F1: the products of all inputs at once; only the recurrent product stays in the time loop
+        let (x, weight) = (Matrix::plain(&x[d]), Matrix::transposed(&weight_ih[d]));
+        let biases: Vec<_> = biases[d].iter().collect();
+        matmul::record(rec, x, weight, &biases, &Target::replace(&gates.row(d)?))?;
+        let first = direction.first_row(steps);
+        for (to, from) in [(&h, initial.as_ref().map(|all| &all[d].h)), (&c, initial.as_ref().map(|all| &all[d].c))] {
+            let to = to.row(d)?.row(first)?;
+            match from {
+                None => rec.fill(&to, 0.0)?,
+                Some(from) if from.shape() == to.shape() => copy_columns::record(rec, from, &Target::replace(&to))?,
+                Some(from) => {
+                    let doing = format!("recording the initial state of `{}.{layer}`", at.place);
                     return Err(Error::shape(doing, format!("{:?}", to.shape()), from.shape()));
                 }
-                copy_columns::record(rec, (from, 0), (to, 0), to.columns(), false)?;
             }
         }
     }
     lstm_forward::record(rec, &recurrence)?;
 
-    let cell = rec.note_cell(Cell {
-        name: name.to_string(),
-        layer,
-        direction,
-        x: x.clone(),
-        gates: gates.clone(),
-        h: h.clone(),
-        c: c.clone(),
-        weight_ih: weight_ih.clone(),
-        weight_hh: weight_hh.clone(),
-        gradients: None,
-    });
-    let last = direction.last_row(steps);
-    let after = direction.row_after(0).min(1);
-    let result = Outputs {
-        h: h.narrow(after, steps)?,
-        c: c.narrow(after, steps)?,
-        last: LstmState { h: h.row(last)?, c: c.row(last)? },
+    let of_direction = |d: usize| -> Result<Outputs> {
+        let (after, last) = (directions[d].row_after(0), directions[d].last_row(steps));
+        let (h, c) = (h.row(d)?, c.row(d)?);
+        let last = LstmState { h: h.row(last)?, c: c.row(last)? };
+        Ok(Outputs { h: h.narrow(after, steps)?, c: c.narrow(after, steps)?, last })
     };
+    let made = (0..directions.len()).map(of_direction).collect::<Result<Vec<_>>>()?;
 
-    let x = x.clone();
+    let (x, sums) = (x.to_vec(), |kind: &str| directions.iter().map(|d| at.slot(*d, kind)).collect::<Vec<_>>());
+    let (sum_dgates, sum_dnormalized) = (sums("sum_dgates"), sums("sum_dnormalized"));
+    let (dgates, dnormalized) = (slot("dgates"), slot("dnormalized"));
     rec.on_backward(move |rec| {
         if rec.gradient(&h).is_none() && rec.gradient(&c).is_none() {
             return Ok(());
         }
-        let slot = |kind: &str| path(&place, kind);
         let to = Gradients {
             dh: rec.gradient_in_place(&h)?,
             dc: rec.gradient_in_place(&c)?,
-            dgates: rec.activation(&slot("dgates"), gates.shape())?,
-            dnormalized: match recurrence.norm {
-                Some(_) => Some(rec.activation(&slot("dnormalized"), &[steps, batch, NORMS * hidden])?),
+            dgates: rec.activation_rows(&dgates, gates.shape(), times.clone())?,
+            dnormalized: match &recurrence.norm {
+                Some(_) => Some(rec.activation_rows(
+                    &dnormalized,
+                    &[directions.len(), steps, batch, NORMS * hidden],
+                    times.clone(),
+                )?),
                 None => None,
             },
         };
         lstm_backward::record(rec, &recurrence, &to)?;
-        rec.note_cell_gradients(cell, [to.dgates.clone(), to.dh.clone(), to.dc.clone()]);
-
-        contribute_products(rec, &to.dgates, &x, &weight_ih)?;
-        // every h and c the recurrence read: all rows but the final state's; and all but the initial state's
-        let before = direction.row_before(0).min(1);
-        if let Some((dweight, accumulate)) = rec.contribute(&weight_hh)? {
-            let h_before = h.narrow(before, steps)?;
-            matmul::record(rec, (&to.dgates, true), (&h_before, false), &[], (&dweight, accumulate))?;
-        }
-        contribute_biases(rec, &slot("sum_dgates"), &to.dgates, &biases.iter().collect::<Vec<_>>())?;
-        if let Some(Projection { weight_hr, m }) = &recurrence.projection
-            && let Some((dweight, accumulate)) = rec.contribute(weight_hr)?
-        {
-            let dh_after = to.dh.narrow(after, steps)?;
-            matmul::record(rec, (&dh_after, true), (m, false), &[], (&dweight, accumulate))?;
-        }
-        // of the pre-activations after gain and shift
-        let dcell = to.dnormalized.as_ref().unwrap_or(&to.dgates);
-        if let Some(peephole) = &recurrence.peephole
-            && let Some((dweight, accumulate)) = rec.contribute(peephole)?
-        {
-            for (part, (gate, row)) in [(0, before), (1, before), (3, after)].into_iter().enumerate() {
-                let c = c.narrow(row, steps)?;
-                let to = (&dweight, part * hidden);
-                sum_products::record(rec, (dcell, gate * hidden), (&c, 0), to, hidden, accumulate)?;
+        for (d, direction) in directions.iter().enumerate().rev() {
+            // B12: every h and c the recurrence read are all rows but the final state's; and all but the initial state's
+            let (before, after) = (direction.row_before(0), direction.row_after(0));
+            let (h, c, dh, dgates) = (h.row(d)?, c.row(d)?, to.dh.row(d)?, to.dgates.row(d)?);
+            contribute_products(rec, &dgates, &x[d], &weight_ih[d])?;
+            if let Some(dweight) = rec.contribute(&weight_hh[d])? {
+                let h_before = h.narrow(before, steps)?;
+                matmul::record(rec, Matrix::transposed(&dgates), Matrix::plain(&h_before), &[], &dweight)?;
             }
-        }
-        if let (Some(Norm { weight, normalized }), Some(dnormalized)) = (&recurrence.norm, &to.dnormalized)
-            && let Some((dweight, accumulate)) = rec.contribute(weight)?
-        {
-            let width = NORMS * hidden;
-            sum_products::record(rec, (dnormalized, 0), (normalized, 0), (&dweight, 0), width, accumulate)?;
-            let sums = rec.activation(&slot("sum_dnormalized"), &[width])?;
-            sum_rows::record(rec, dnormalized, &sums, false)?;
-            copy_columns::record(rec, (&sums, 0), (&dweight.row(1)?, 0), width, accumulate)?;
-        }
-        if let Some(state) = &initial {
-            copy_columns::contribute(rec, &to.dh.row(first)?, &state.h)?;
-            copy_columns::contribute(rec, &to.dc.row(first)?, &state.c)?;
+            contribute_biases(rec, &sum_dgates[d], &dgates, &biases[d].iter().collect::<Vec<_>>())?;
+            if let Some(Projection { weight_hr, m }) = &recurrence.projection
+                && let Some(dweight) = rec.contribute(&weight_hr[d])?
+            {
+                let (dh_after, m) = (dh.narrow(after, steps)?, m.row(d)?);
+                matmul::record(rec, Matrix::transposed(&dh_after), Matrix::plain(&m), &[], &dweight)?;
+            }
+            let dnormalized = to.dnormalized.as_ref().map(|all| all.row(d)).transpose()?;
+            // of the pre-activations after gain and shift
+            let dy = dnormalized.as_ref().unwrap_or(&dgates);
+            if let Some(peephole) = &recurrence.peephole
+                && let Some(Target { tensor, adds }) = rec.contribute(&peephole[d])?
+            {
+                for (part, (gate, row)) in [(0, before), (1, before), (3, after)].into_iter().enumerate() {
+                    let to = Target { tensor: tensor.narrow(part * hidden, hidden)?, adds };
+                    sum_products::record(rec, (dy, gate * hidden), (&c.narrow(row, steps)?, 0), &to)?;
+                }
+            }
+            if let (Some(Norm { weight, normalized }), Some(dnormalized)) = (&recurrence.norm, &dnormalized)
+                && let Some(Target { tensor, adds }) = rec.contribute(&weight[d])?
+            {
+                let gains = Target { tensor: tensor.row(0)?, adds };
+                sum_products::record(rec, (dnormalized, 0), (&normalized.row(d)?, 0), &gains)?;
+                let sums = rec.activation(&sum_dnormalized[d], &[NORMS * hidden])?;
+                sum_rows::record(rec, dnormalized, &Target::replace(&sums))?;
+                copy_columns::record(rec, &sums, &Target { tensor: tensor.row(1)?, adds })?;
+            }
+            if let Some(state) = &initial {
+                let first = direction.first_row(steps);
+                rec.add_gradient(&dh.row(first)?, &state[d].h)?;
+                rec.add_gradient(&to.dc.row(d)?.row(first)?, &state[d].c)?;
+            }
         }
         Ok(())
     });
-    Ok(result)
+    Ok(made)
 }

@@ -2,14 +2,29 @@
 
 use super::config::{Connection, Join, LstmConfig, ParameterNames};
 use super::dropout::{Dropout, Place};
-use super::layer::{self, Inputs, LstmState, Outputs, slots};
+use super::layer::{self, At, Inputs, LstmState, Outputs};
 use crate::error::{Error, Result};
-use crate::kernels::copy_columns::{self, Rows};
+use crate::kernels::copy_columns::{self, BatchRows};
 use crate::layers::ops::{self, concatenate_rows};
-use crate::plan::{Direction, Tensor};
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Target};
+use crate::tensor::Tensor;
+use crate::time::Direction;
 
 /// A declared LSTM: layers, directions, and how they are joined.
+///
+/// ```
+/// # use everloop::{Parameters, Recorder, Rng, layers::{Join, LstmConfig}};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// let config = LstmConfig::new(3, 5).with_layers(2).with_bidirectional(Join::Layers);
+/// let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// let mut rec = Recorder::new(&parameters);
+/// let x = rec.input("x", &[4, 2, 3])?; // [T, B, I]
+/// let made = lstm.record(&mut rec, &x, None)?;
+/// assert_eq!(made.output.shape(), [4, 2, 10]); // [T, B, 2 H]
+/// assert_eq!(made.state.len(), 4); // two layers, two directions
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lstm {
     /// Sizes and options.
@@ -21,12 +36,26 @@ pub struct Lstm {
 /// What an [`Lstm`] reads beside x; all may be left out.
 ///
 /// Lists have an entry for each layer and direction: layer by layer, forward before reverse.
+///
+/// ```
+/// # use everloop::{Parameters, Recorder, Rng, layers::{LstmConfig, LstmInputs}};
+/// # fn main() -> everloop::Result<()> {
+/// # let mut parameters = Parameters::new();
+/// # let lstm = LstmConfig::new(3, 5).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// # let mut rec = Recorder::new(&parameters);
+/// # let x = rec.input("x", &[4, 2, 3])?;
+/// let lengths = rec.lengths("lengths", 2, 4)?;
+/// let inputs = LstmInputs { lengths: Some(&lengths), cells: true, ..LstmInputs::default() };
+/// let made = lstm.record_with(&mut rec, &x, inputs)?;
+/// assert_eq!(made.cells[0].shape(), [4, 2, 5]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LstmInputs<'a> {
     /// States to start from; zero if left out.
     pub initial: Option<&'a [LstmState]>,
     /// How many steps each batch row has, `[B]`, in any order: a slot of
-    /// [`Recorder::tokens`](crate::Recorder::tokens) below T + 1. Past its end a row gives exact zeros and takes no
+    /// [`Recorder::lengths`](crate::Recorder::lengths). Past its end a row gives exact zeros and takes no
     /// gradient, whatever its input holds there; its final state is that of its own end, where the reverse direction
     /// starts. A row of length 0 gives zeros and the initial state.
     pub lengths: Option<&'a Tensor>,
@@ -62,18 +91,19 @@ impl LstmOutput {
         }
         let pairs = || self.state.iter().zip(initial).flat_map(|(from, to)| [(&from.h, &to.h), (&from.c, &to.c)]);
         for (from, to) in pairs() {
-            rec.check_input("carrying the state of an LSTM", to)?;
+            rec.check_target("carrying the state of an LSTM", to)?;
             if from.shape() != to.shape() {
                 let wanted = format!("{:?}", from.shape());
                 return Err(Error::shape("carrying the state of an LSTM", wanted, to.shape()));
             }
         }
-        pairs().try_for_each(|(from, to)| copy_columns::record(rec, (from, 0), (to, 0), from.columns(), false))
+        rec.attempt(|rec| pairs().try_for_each(|(from, to)| copy_columns::record(rec, from, &Target::replace(to))))
     }
 }
 
 impl Lstm {
     /// Records the LSTM over `x [T, B, I]`, from a given state or from zero: [`Lstm::record_with`] for the plain case.
+    /// Errors as there.
     pub fn record(&self, rec: &mut Recorder<'_>, x: &Tensor, initial: Option<&[LstmState]>) -> Result<LstmOutput> {
         self.record_with(rec, x, LstmInputs { initial, ..LstmInputs::default() })
     }
@@ -83,109 +113,54 @@ impl Lstm {
     /// Gradients reach x and the initial state where they are wanted. Errors: shapes that do not fit, a wrong number
     /// of states or masks, lengths that may exceed T.
     pub fn record_with(&self, rec: &mut Recorder<'_>, x: &Tensor, inputs: LstmInputs<'_>) -> Result<LstmOutput> {
+        rec.attempt(|rec| self.record_all(rec, x, inputs))
+    }
+
+    fn record_all(&self, rec: &mut Recorder<'_>, x: &Tensor, inputs: LstmInputs<'_>) -> Result<LstmOutput> {
         let config = &self.config;
-        config.validate()?;
+        let (steps, batch) = self.check(rec, x, &inputs)?;
         let (layers, directions) = (config.layers(), config.directions());
-        let count = layers * directions.len();
-        for (what, found) in
-            [("initial states", inputs.initial.map(<[_]>::len)), ("masks", inputs.masks.map(<[_]>::len))]
-        {
-            if let Some(found) = found.filter(|found| *found != count) {
-                return Err(Error::config(format!("{what} of the LSTM `{}`", self.name), count.to_string(), found));
-            }
-        }
         let unbatched = x.shape().len() == 2;
         let batch_first = config.batch_first && !unbatched;
-        let (steps, batch) = self.sizes(x)?;
-        if let Some(lengths) = inputs.lengths {
-            rec.check_ids(&format!("recording the lengths of the LSTM `{}`", self.name), lengths, steps + 1, false)?;
-        }
-        let name = &rec.instance(if self.name.is_empty() { "lstm" } else { &self.name });
+        let place = &rec.instance(if self.name.is_empty() { "lstm" } else { &self.name });
+        let at = |layer: usize| At { name: &self.name, place, config, layer };
         // time first, and clean past the ends: what is there may be anything
-        let rows = Rows {
-            batch,
-            source_batch_first: batch_first,
-            target_batch_first: false,
-            lengths: inputs.lengths.cloned(),
-        };
+        let lengths = inputs.lengths.cloned();
+        let rows = BatchRows { batch, source_batch_first: batch_first, target_batch_first: false, lengths };
         let rows = (batch_first || inputs.lengths.is_some()).then_some(rows);
         let shape = [steps, batch, config.input_size];
-        let x = match unbatched {
-            true => x.reshape(&shape)?,
-            false => x.clone(),
-        };
-        let x = concatenate_rows(rec, &format!("{name}.x"), &[&x], &shape[..2], rows.as_ref())?;
+        let x = if unbatched { x.reshape(&shape)? } else { x.clone() };
+        let x = concatenate_rows(rec, &format!("{place}.x"), &[&x], &shape[..2], rows.as_ref())?;
         let rows = rows.map(|rows| rows.reversed());
 
-        let user = inputs.dropout.map_or(0, Dropout::user);
-        let mut state: Vec<Option<Outputs>> = (0..count).map(|_| None).collect();
-        let mut one = |rec: &mut Recorder<'_>, layer: usize, direction: Direction, x: &Tensor| -> Result<Tensor> {
-            let index = layer * directions.len() + (direction == Direction::Reverse) as usize;
-            let mut initial = inputs.initial.map(|states| states[index].clone());
-            if let (true, Some(state)) = (unbatched, &mut initial) {
-                for tensor in [&mut state.h, &mut state.c] {
-                    if let [len] = *tensor.shape() {
-                        *tensor = tensor.reshape(&[1, len])?;
-                    }
-                }
-            }
-            let mask = match (inputs.masks, inputs.dropout) {
-                (Some(masks), _) => Some(masks[index].clone()),
-                (None, Some(dropout)) => {
-                    let shape = [steps, batch, config.hidden_sizes[layer]];
-                    let place = Place { layer, direction, recurrent: true };
-                    dropout.mask(rec, (name, user, place), config.recurrent_dropout, &shape, config.variational)?
-                }
-                (None, None) => None,
+        let user = inputs.dropout.map_or(0, |dropout| dropout.user(rec));
+        let (mut made, mut states): (Vec<Tensor>, Vec<(usize, Direction, Outputs)>) = (Vec::new(), Vec::new());
+        let mut below = vec![x; directions.len()];
+        for layer in 0..layers {
+            let range = layer * directions.len()..(layer + 1) * directions.len();
+            let initial = match inputs.initial {
+                Some(states) => Some(states[range.clone()].iter().map(batched).collect::<Result<Vec<_>>>()?),
+                None => None,
             };
-            let inputs = Inputs { x, initial, lengths: inputs.lengths, mask };
-            let outputs = layer::record(rec, (&self.name, name, config), (layer, direction), inputs)?;
-            let h = outputs.h.clone();
-            state[index] = Some(outputs);
-            Ok(h)
-        };
-        // from one layer to the next: the connection around it, and values dropped on the way up
-        let above = |rec: &mut Recorder<'_>, layer: usize, direction: Direction, x: &Tensor, y: Tensor| {
-            let y = if layer > 0 { self.connect(rec, name, (layer, direction), x, y)? } else { y };
-            match inputs.dropout {
-                Some(dropout) if layer + 1 < layers => {
-                    let place = Place { layer, direction, recurrent: false };
-                    match dropout.mask(rec, (name, user, place), config.dropout, y.shape(), config.variational)? {
-                        Some(mask) => {
-                            ops::multiply(rec, &format!("{}.dropped", slots(name, layer, direction)), &y, &mask)
-                        }
-                        None => Ok(y),
-                    }
-                }
-                _ => Ok(y),
-            }
-        };
-        let mut parts = Vec::new();
-        match config.bidirectional {
-            Some(Join::Layers) => {
-                let mut x = x;
-                for layer in 0..layers {
-                    let forward = one(rec, layer, Direction::Forward, &x)?;
-                    let reverse = one(rec, layer, Direction::Reverse, &x)?;
-                    // the last layer's directions are joined in the copy that makes the output
-                    if layer + 1 == layers && (layer == 0 || config.connection == Connection::Plain) {
-                        parts = vec![forward, reverse];
-                        break;
-                    }
-                    let joined = ops::concatenate(rec, &format!("{name}.{layer}.joined"), &[&forward, &reverse])?;
-                    x = above(rec, layer, Direction::Forward, &x, joined)?;
-                    parts = vec![x.clone()];
-                }
-            }
-            _ => {
-                for direction in directions {
-                    let mut x = x.clone();
-                    for layer in 0..layers {
-                        let y = one(rec, layer, *direction, &x)?;
-                        x = above(rec, layer, *direction, &x, y)?;
-                    }
-                    parts.push(x);
-                }
+            let mask = self.mask(rec, at(layer), &inputs, (user, steps, batch), range)?;
+            let inputs_of = Inputs { x: &below, initial, lengths: inputs.lengths, mask };
+            let outputs = layer::record(rec, at(layer), inputs_of)?;
+            made = outputs.iter().map(|of| of.h.clone()).collect();
+            states.extend(directions.iter().zip(outputs).map(|(direction, of)| (layer, *direction, of)));
+            let above = |rec: &mut Recorder<'_>, direction: Direction, x: &Tensor, y: Tensor| {
+                self.above(rec, at(layer), (user, direction), inputs.dropout, x, y)
+            };
+            // the last layer's directions are joined in the copy that makes the output
+            let plain = layer == 0 || config.connection == Connection::Plain;
+            if config.bidirectional == Some(Join::Layers) && !(layer + 1 == layers && plain) {
+                let parts: Vec<_> = made.iter().collect();
+                let joined = ops::concatenate(rec, &at(layer).slot(Direction::Forward, "joined"), &parts)?;
+                let x = above(rec, Direction::Forward, &below[0], joined)?;
+                (below, made) = (vec![x.clone(); directions.len()], vec![x]);
+            } else if config.bidirectional != Some(Join::Layers) {
+                let both = directions.iter().zip(&below).zip(made);
+                made = both.map(|((direction, x), y)| above(rec, *direction, x, y)).collect::<Result<_>>()?;
+                below = made.clone();
             }
         }
         let lead = if batch_first { [batch, steps] } else { [steps, batch] };
@@ -194,43 +169,121 @@ impl Lstm {
             if unbatched { made.reshape(&[steps, made.columns()]) } else { Ok(made) }
         };
         let joined = match config.bidirectional {
-            Some(Join::Layers) if parts.len() > 1 => format!("{name}.{}.joined", layers - 1),
-            Some(Join::Stacks) => format!("{name}.joined"),
-            _ => format!("{name}.output"),
+            Some(Join::Layers) if made.len() > 1 => at(layers - 1).slot(Direction::Forward, "joined"),
+            Some(Join::Stacks) => format!("{place}.joined"),
+            _ => format!("{place}.output"),
         };
-        let output = finish(rec, joined, &parts.iter().collect::<Vec<_>>())?;
+        let output = finish(rec, joined, &made.iter().collect::<Vec<_>>())?;
         let mut result = LstmOutput { output, state: Vec::new(), cells: Vec::new() };
-        for (index, outputs) in state.into_iter().flatten().enumerate() {
-            let mut last = outputs.last;
-            if unbatched {
-                last = LstmState { h: last.h.row(0)?, c: last.c.row(0)? };
-            }
-            result.state.push(last);
+        for (layer, direction, outputs) in states {
+            let LstmState { h, c } = outputs.last;
+            result.state.push(match unbatched {
+                true => LstmState { h: h.row(0)?, c: c.row(0)? },
+                false => LstmState { h, c },
+            });
             if inputs.cells {
-                let direction = directions[index % directions.len()];
-                let place = slots(name, index / directions.len(), direction);
-                result.cells.push(finish(rec, format!("{place}.cells"), &[&outputs.c])?);
+                result.cells.push(finish(rec, at(layer).slot(direction, "cells"), &[&outputs.c])?);
             }
         }
         Ok(result)
+    }
+
+    /// Checks the configuration, and what can be said of the inputs before anything is recorded; T and B.
+    fn check(&self, rec: &Recorder<'_>, x: &Tensor, inputs: &LstmInputs<'_>) -> Result<(usize, usize)> {
+        self.config.validate()?;
+        let count = self.config.layers() * self.config.directions().len();
+        let given = [("initial states", inputs.initial.map(<[_]>::len)), ("masks", inputs.masks.map(<[_]>::len))];
+        for (what, found) in given {
+            if let Some(found) = found.filter(|found| *found != count) {
+                return Err(Error::config(format!("{what} of the LSTM `{}`", self.name), count.to_string(), found));
+            }
+        }
+        let (steps, batch) = self.sizes(x)?;
+        if let Some(lengths) = inputs.lengths {
+            let doing = format!("recording the lengths of the LSTM `{}`", self.name);
+            rec.check_lengths(&doing, lengths, batch, steps)?;
+        }
+        Ok((steps, batch))
+    }
+
+    /// What g of a layer is multiplied by, `[D, T, B, H]` or `[D, B, H]`: masks given, or drawn, or none.
+    fn mask(
+        &self,
+        rec: &mut Recorder<'_>,
+        at: At<'_>,
+        inputs: &LstmInputs<'_>,
+        (user, steps, batch): (u32, usize, usize),
+        range: std::ops::Range<usize>,
+    ) -> Result<Option<Tensor>> {
+        let (config, directions) = (&self.config, self.config.directions());
+        let (name, hidden) = (at.slot(Direction::Forward, "recurrent_mask"), config.hidden_sizes[at.layer]);
+        match (inputs.masks, inputs.dropout) {
+            (Some(masks), _) => {
+                let masks = &masks[range];
+                let lead = |shape: &[usize]| [&[directions.len()], shape].concat();
+                if let [mask] = masks {
+                    return mask.reshape(&lead(mask.shape())).map(Some);
+                }
+                let all = rec.activation(&name, &lead(masks[0].shape()))?;
+                for (d, mask) in masks.iter().enumerate() {
+                    copy_columns::record(rec, mask, &Target::replace(&all.row(d)?))?;
+                }
+                Ok(Some(all))
+            }
+            (None, Some(dropout)) if config.recurrent_dropout > 0.0 => {
+                let shape = match config.variational {
+                    true => vec![directions.len(), batch, hidden],
+                    false => vec![directions.len(), steps, batch, hidden],
+                };
+                let all = rec.activation(&name, &shape)?;
+                for (d, direction) in directions.iter().enumerate() {
+                    let place = Place { layer: at.layer, direction: *direction, recurrent: true };
+                    dropout.record_mask(rec, (user, place), &all.row(d)?, config.recurrent_dropout)?;
+                }
+                Ok(Some(all))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// From one layer to the next: the connection around it, and values dropped on the way up.
+    fn above(
+        &self,
+        rec: &mut Recorder<'_>,
+        at: At<'_>,
+        (user, direction): (u32, Direction),
+        dropout: Option<&Dropout>,
+        x: &Tensor,
+        y: Tensor,
+    ) -> Result<Tensor> {
+        let config = &self.config;
+        let y = if at.layer > 0 { self.connect(rec, at, direction, x, y)? } else { y };
+        let Some(dropout) = dropout.filter(|_| at.layer + 1 < config.layers() && config.dropout > 0.0) else {
+            return Ok(y);
+        };
+        let shape = if config.variational { &y.shape()[1..] } else { y.shape() };
+        let mask = rec.activation(&at.slot(direction, "mask"), shape)?;
+        let place = Place { layer: at.layer, direction, recurrent: false };
+        dropout.record_mask(rec, (user, place), &mask, config.dropout)?;
+        ops::multiply(rec, &at.slot(direction, "dropped"), &y, &mask)
     }
 
     /// `y`, or y connected to the layer's input x.
     fn connect(
         &self,
         rec: &mut Recorder<'_>,
-        name: &str,
-        (layer, direction): (usize, Direction),
+        at: At<'_>,
+        direction: Direction,
         x: &Tensor,
         y: Tensor,
     ) -> Result<Tensor> {
-        let place = slots(name, layer, direction);
         match self.config.connection {
             Connection::Plain => Ok(y),
-            Connection::Residual => ops::add(rec, &format!("{place}.residual"), &y, x),
+            Connection::Residual => ops::add(rec, &at.slot(direction, "residual"), &y, x),
             Connection::Highway => {
-                let names = ParameterNames::new(&self.name, layer, direction);
-                ops::highway(rec, &format!("{place}.highway"), (&names.weight_highway, &names.bias_highway), x, &y)
+                let names = ParameterNames::new(&self.name, at.layer, direction);
+                let slot = at.slot(direction, "highway");
+                ops::highway(rec, &slot, (&names.weight_highway, &names.bias_highway), x, &y)
             }
         }
     }
@@ -251,4 +304,13 @@ impl Lstm {
             }
         }
     }
+}
+
+/// A state with its batch.
+fn batched(state: &LstmState) -> Result<LstmState> {
+    let of = |tensor: &Tensor| match *tensor.shape() {
+        [len] => tensor.reshape(&[1, len]),
+        _ => Ok(tensor.clone()),
+    };
+    Ok(LstmState { h: of(&state.h)?, c: of(&state.c)? })
 }
