@@ -1,4 +1,4 @@
-// sums[j] (+)= sum_r a[r, j] b[r, j],  r in 0..rows, width columns
+// sums[j] (+)= sum_r a[r, j] b[r, j],  r in 0..rows, width columns; b counts as 1 where b_stride is 0
 //
 // 16 columns x 16 interleaved slices of rows a workgroup; the slices are added in order, so the same rows
 // always give the same bits. Grid: x over columns; repeat.x = chunk of rows.
@@ -21,7 +21,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   var sum = 0.0;
   if (column < params.width) {
     for (var row = repeat.x * CHUNK + lane / 16u; row < end; row += 16u) {
-      sum = fma(a[from_a + row * params.a_stride], b[from_b + row * params.b_stride], sum);
+      let factor = select(1.0, b[from_b + row * params.b_stride], params.b_stride > 0u);
+      sum = fma(a[from_a + row * params.a_stride], factor, sum);
     }
   }
   slices[lane] = sum;

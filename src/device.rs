@@ -160,32 +160,23 @@ impl Device {
             };
             return Ok(plan.steps().iter().map(of).collect());
         };
-        let refused =
-            |kernel: &str, why: String| Error::config(format!("a variant of `{kernel}`"), "one that fits", why);
-        let (mut choices, mut unfit) = (Vec::new(), Vec::<(&str, String)>::new());
-        for step in plan.steps() {
-            let (kernel, operands) = (step.operation.name(), &step.operands);
-            let asked = wanted(kernel).map(|variant| step.operation.choose(operands, &adapter, Some(variant)));
-            let choice = match asked {
-                Some(Ok(choice)) => choice,
-                other => {
-                    let mut choice =
-                        step.operation.choose(operands, &adapter, None).map_err(|why| refused(kernel, why))?;
-                    if let Some(Err(why)) = other {
-                        choice.why = why.clone();
-                        unfit.push((kernel, why));
-                    }
-                    choice
-                }
-            };
-            choices.push((kernel, choice));
-        }
-        for (kernel, why) in unfit {
-            if !choices.iter().any(|(name, choice)| *name == kernel && choice.why == "asked for") {
-                return Err(refused(kernel, why));
+        let choose = |step: &crate::plan::Step| {
+            let (operation, operands) = (&step.operation, &step.operands);
+            let refused = |why| Error::config(format!("a variant of `{}`", operation.name()), "one that fits", why);
+            operation.choose(operands, &adapter, wanted(operation.name())).map_err(refused)
+        };
+        let choices = plan.steps().iter().map(choose).collect::<Result<Vec<_>>>()?;
+        for (kernel, variant) in &self.variants {
+            let steps = plan.steps().iter().zip(&choices).filter(|(step, _)| step.operation.name() == *kernel);
+            let mut reasons = steps.map(|(_, (chosen, why))| (chosen != variant).then_some(why));
+            if let Some(Some(why)) = reasons.next()
+                && reasons.all(|reason| reason.is_some())
+            {
+                let what = format!("the variant `{variant}` of `{kernel}`");
+                return Err(Error::config(what, "a step in which it fits", why));
             }
         }
-        Ok(choices.into_iter().map(|(_, choice)| (choice.variant, choice.why)).collect())
+        Ok(choices)
     }
 
     /// Why this device was chosen.

@@ -312,15 +312,6 @@ pub trait Kernel: Fields + Operands + Debug + Send + Sync + 'static {
     }
 }
 
-/// A variant that was chosen for a step, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
-    /// Its name.
-    pub variant: &'static str,
-    /// The reason in words: empty where the first of the table fits.
-    pub why: String,
-}
-
 /// A dispatch of a chosen variant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
@@ -389,35 +380,36 @@ impl dyn Operation {
         (self as &dyn Any).downcast_ref()
     }
 
-    /// The first variant that fits, or the one asked for by name.
+    /// The variant that runs, and why: the one wanted where it fits, else the first that does.
     ///
-    /// Error: the reason, where the one asked for is not known or does not fit.
+    /// Error: the reasons, where none fits.
     pub fn choose(
         &self,
         operands: &[Option<Tensor>],
         adapter: &Adapter,
-        wanted: Option<&str>,
-    ) -> Result<Choice, String> {
-        let all = self.variants();
-        if let Some(wanted) = wanted {
-            let Some(variant) = all.iter().find(|name| **name == wanted) else {
-                return Err(format!("`{}` has no variant `{wanted}`; it has {}", self.name(), all.join(", ")));
-            };
-            return match self.fits(variant, operands, adapter) {
-                Ok(()) => Ok(Choice { variant, why: "asked for".into() }),
-                Err(why) => Err(format!("`{wanted}` of `{}` does not fit: {why}", self.name())),
-            };
-        }
-        let mut why = String::new();
-        for variant in &all {
-            match self.fits(variant, operands, adapter) {
-                Ok(()) => return Ok(Choice { variant, why }),
-                Err(reason) => {
-                    let _ = write!(why, "{}not {variant}: {reason}", if why.is_empty() { "" } else { "; " });
-                }
+        wanted: Option<&'static str>,
+    ) -> Result<(&'static str, String), String> {
+        let mut why = Vec::new();
+        if let Some(variant) = wanted {
+            match self.can(variant, operands) {
+                Ok(()) => return Ok((variant, "asked for".into())),
+                Err(reason) => why.push(format!("not {variant}: {reason}")),
             }
         }
-        Err(format!("no variant of `{}` fits: {why}", self.name()))
+        for variant in self.variants() {
+            match self.fits(variant, operands, adapter) {
+                Ok(()) => return Ok((variant, why.join("; "))),
+                Err(reason) => why.push(format!("not {variant}: {reason}")),
+            }
+        }
+        Err(why.join("; "))
+    }
+
+    /// Whether a variant fits on some kind of adapter: what it is made for is no matter where it is asked for.
+    pub fn can(&self, variant: &str, operands: &[Option<Tensor>]) -> Result<(), String> {
+        let classes = [AdapterClass::Hardware, AdapterClass::Software];
+        let [first, second] = classes.map(|class| self.fits(variant, operands, &Adapter::of(class)));
+        first.or(second)
     }
 }
 

@@ -461,7 +461,7 @@ fn names_do_not_collide() {
 /// No kernel's parameters reach outside its slots, and no buffer is written and bound a second time.
 #[test]
 fn steps_that_would_leave_their_slots_are_refused() {
-    use everloop::instruments::kernels::{copy_columns, fill, matmul, matmul::Matmul, subtract, sum_rows};
+    use everloop::instruments::kernels::{copy_columns, fill, matmul, matmul::Matmul, subtract, sum_products};
     let parameters = Parameters::new();
     let mut rec = Recorder::new(&parameters);
     let (a, b) = (rec.input("a", &[4, 4]).unwrap(), rec.input("b", &[4, 4]).unwrap());
@@ -490,9 +490,8 @@ fn steps_that_would_leave_their_slots_are_refused() {
         let (a, b) = (Matrix::plain(&a), Matrix::plain(&b));
         matmul::record(&mut rec, a, b, &[&bias], &Target::replace(&c)).unwrap();
     }
-    sum_rows::record(&mut rec, &a.narrow(1, 2).unwrap(), &Target::replace(&sums)).unwrap();
-    let short = sums.narrow(0, 3).unwrap();
-    assert!(sum_rows::record(&mut rec, &a, &Target::replace(&short)).is_err());
+    sum_products::record(&mut rec, (&a.narrow(1, 2).unwrap(), 0), None, &Target::replace(&sums)).unwrap();
+    assert!(sum_products::record(&mut rec, (&a, 1), None, &Target::replace(&sums)).is_err());
     assert!(subtract::record(&mut rec, &a, &c, &c).is_err(), "c is written and bound twice");
     assert!(copy_columns::record_columns(&mut rec, (&a, usize::MAX), (&Target::replace(&c), 0), 1, None).is_err());
     assert!(a.narrow(usize::MAX, 1).is_err());

@@ -64,7 +64,6 @@ kernels! {
     subtract: Subtract,
     sum: Sum,
     sum_products: SumProducts,
-    sum_rows: SumRows,
     sum_squares: SumSquares,
 }
 

@@ -3,7 +3,7 @@
 use super::{check_count, check_size, path};
 use crate::error::{Error, Result};
 use crate::kernels::matmul::{self, Matrix};
-use crate::kernels::{copy_columns, sum_rows};
+use crate::kernels::{copy_columns, sum_products};
 use crate::parameters::Parameters;
 use crate::recorder::{Recorder, Target};
 use crate::rng::Rng;
@@ -131,6 +131,6 @@ pub(super) fn contribute_biases(rec: &mut Recorder<'_>, sum: &str, dy: &Tensor, 
         return Ok(());
     }
     let sums = rec.activation(sum, &[dy.columns()])?;
-    sum_rows::record(rec, dy, &Target::replace(&sums))?;
+    sum_products::record(rec, (dy, 0), None, &Target::replace(&sums))?;
     wanted.iter().try_for_each(|dbias| copy_columns::record(rec, &sums, dbias))
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::kernels::lstm_backward::Gradients;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::recurrence::{CellOptions, GATES, NORMS, Norm, Projection, Recurrence};
-use crate::kernels::{copy_columns, lstm_backward, lstm_forward, matmul, sum_products, sum_rows};
+use crate::kernels::{copy_columns, lstm_backward, lstm_forward, matmul, sum_products};
 use crate::layers::dense::{contribute_biases, contribute_products};
 use crate::plan::{Layer, Rows};
 use crate::recorder::{Recorder, Target};
@@ -209,16 +209,16 @@ pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> 
             {
                 for (part, (gate, row)) in [(0, before), (1, before), (3, after)].into_iter().enumerate() {
                     let to = Target { tensor: tensor.narrow(part * hidden, hidden)?, adds };
-                    sum_products::record(rec, (dy, gate * hidden), (&c.narrow(row, steps)?, 0), &to)?;
+                    sum_products::record(rec, (dy, gate * hidden), Some((&c.narrow(row, steps)?, 0)), &to)?;
                 }
             }
             if let (Some(Norm { weight, normalized }), Some(dnormalized)) = (&recurrence.norm, &dnormalized)
                 && let Some(Target { tensor, adds }) = rec.contribute(&weight[d])?
             {
                 let gains = Target { tensor: tensor.row(0)?, adds };
-                sum_products::record(rec, (dnormalized, 0), (&normalized.row(d)?, 0), &gains)?;
+                sum_products::record(rec, (dnormalized, 0), Some((&normalized.row(d)?, 0)), &gains)?;
                 let sums = rec.activation(&sum_dnormalized[d], &[NORMS * hidden])?;
-                sum_rows::record(rec, dnormalized, &Target::replace(&sums))?;
+                sum_products::record(rec, (dnormalized, 0), None, &Target::replace(&sums))?;
                 copy_columns::record(rec, &sums, &Target { tensor: tensor.row(1)?, adds })?;
             }
             if let Some(state) = &initial {
