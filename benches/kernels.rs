@@ -7,7 +7,6 @@
 use clap::Parser;
 use everloop::instruments::kernels::{ALL, Description};
 use everloop::instruments::plan_of;
-use everloop::kernel::{Adapter, AdapterClass};
 use everloop::plan::{Kind, Step, Storage};
 use everloop::{Device, Parameters, Plan, Result, Rng, Store, Workspace};
 use std::process::ExitCode;
@@ -42,14 +41,11 @@ fn work(step: &Step) -> [f64; 2] {
 }
 
 /// The case with the most work in which a variant fits: its name, its plan, and which step.
-fn largest(kernel: &Description, variant: &str, adapter: Option<Adapter>) -> Result<Option<(String, Plan, usize)>> {
+fn largest(kernel: &Description, variant: &str, is_gpu: bool) -> Result<Option<(String, Plan, usize)>> {
     let mut best: Option<(String, Plan, usize)> = None;
     for case in (kernel.cases)() {
         let plan = plan_of(&case)?;
-        let fits = |step: &Step| match adapter {
-            Some(adapter) => step.operation.fits(variant, &step.operands, &adapter).is_ok(),
-            None => true,
-        };
+        let fits = |step: &Step| !is_gpu || step.operation.can(variant, &step.operands).is_ok();
         let steps = plan.steps().iter().enumerate();
         let candidates = steps.filter(|(_, step)| step.operation.name() == kernel.name && fits(step));
         let Some((index, step)) = candidates.max_by(|a, b| work(a.1).partial_cmp(&work(b.1)).unwrap()) else {
@@ -100,8 +96,6 @@ fn time(device: &Device, plan: Plan, index: usize, once: bool) -> Result<Duratio
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let device = Device::parse(&arguments.device)?;
-    let class = if device.is_software() { AdapterClass::Software } else { AdapterClass::Hardware };
-    let adapter = device.is_gpu().then(|| Adapter::of(class));
     println!("{device}");
     println!("{:<31}{:<20}{:>12}{:>10}{:>9}  case", "kernel", "variant", "ms", "GFLOP/s", "GB/s");
     let mut found = false;
@@ -114,7 +108,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
                 continue;
             }
             found = true;
-            let Some((case, plan, index)) = largest(kernel, variant, adapter)? else {
+            let Some((case, plan, index)) = largest(kernel, variant, device.is_gpu())? else {
                 println!("{:<31}{variant:<20}{:>12}{:>10}{:>9}  fits no case here", kernel.name, "-", "-", "-");
                 continue;
             };

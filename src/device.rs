@@ -1,5 +1,7 @@
 //! The device a plan runs on: a GPU through wgpu, or the CPU.
 
+#[cfg(feature = "gpu")]
+use crate::error::ensure;
 use crate::error::{Error, Result};
 use crate::kernel::{Adapter, AdapterClass, Kernel};
 use crate::kernels::ALL;
@@ -320,9 +322,7 @@ impl Device {
 
     /// Sets how long to wait for the GPU before an operation ends in [`Error::Timeout`]; 120 s at first. Error: zero.
     pub fn set_deadline(&self, deadline: Duration) -> Result<()> {
-        if deadline.is_zero() {
-            return Err(Error::config("deadline", "more than zero", "0 s"));
-        }
+        ensure!(!deadline.is_zero(), Error::config("deadline", "more than zero", "0 s"));
         if let Executor::Gpu(gpu, _) = &self.executor {
             gpu.set_deadline(deadline);
         }

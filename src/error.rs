@@ -172,6 +172,17 @@ pub enum Error {
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Leaves the function with an error unless something holds.
+macro_rules! ensure {
+    ($holds:expr, $error:expr) => {
+        if !$holds {
+            return Err($error);
+        }
+    };
+}
+
+pub(crate) use ensure;
+
 impl Error {
     pub(crate) fn config(what: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
         Error::Config { what: what.into(), expected: expected.into(), found: found.to_string() }

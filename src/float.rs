@@ -4,26 +4,13 @@
 //! returns NaN for large arguments on some GPUs, and a libm call per element would be most of the
 //! time of a small LSTM. In f64 accuracy is the point, so the standard library computes them.
 
+use ndarray::LinalgScalar;
 use std::fmt::{Debug, Display};
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{AddAssign, Neg};
 
 /// `f32` or `f64`.
 pub trait Float:
-    bytemuck::Pod
-    + Copy
-    + Default
-    + Debug
-    + Display
-    + PartialOrd
-    + Send
-    + Sync
-    + Add<Output = Self>
-    + AddAssign
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
-    + 'static
+    bytemuck::Pod + LinalgScalar + Default + Debug + Display + PartialOrd + Send + Sync + AddAssign + Neg<Output = Self>
 {
     /// 0.
     const ZERO: Self;
@@ -59,8 +46,38 @@ pub trait Vectorized {
     fn run<const N: usize, const R: usize, const FMA: bool>(self);
 }
 
-macro_rules! vectorize {
-    ($avx512:literal, $avx2:literal, $narrow:literal) => {
+/// What both have from the standard library, and the lanes and rows of [`Vectorized`] on AVX-512, AVX2 and elsewhere.
+macro_rules! standard {
+    ($float:ident, $avx512:literal, $avx2:literal, $narrow:literal) => {
+        const ZERO: Self = 0.0;
+        const ONE: Self = 1.0;
+        const NAN: Self = $float::NAN;
+
+        #[inline(always)]
+        fn of(value: f64) -> Self {
+            value as $float
+        }
+
+        #[inline(always)]
+        fn to_f64(self) -> f64 {
+            self as f64
+        }
+
+        #[inline(always)]
+        fn ln(self) -> Self {
+            $float::ln(self)
+        }
+
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            $float::sqrt(self)
+        }
+
+        #[inline(always)]
+        fn fused(self, a: Self, b: Self) -> Self {
+            self.mul_add(a, b)
+        }
+
         #[inline]
         fn vectorize<W: Vectorized>(work: W) {
             #[cfg(target_arch = "x86_64")]
@@ -100,38 +117,11 @@ fn exp_f32(x: f32) -> f32 {
 }
 
 impl Float for f32 {
-    const ZERO: Self = 0.0;
-    const ONE: Self = 1.0;
-    const NAN: Self = f32::NAN;
-
-    #[inline(always)]
-    fn of(value: f64) -> Self {
-        value as f32
-    }
-
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self as f64
-    }
+    standard!(f32, 16, 8, 4);
 
     #[inline(always)]
     fn exp(self) -> Self {
         exp_f32(self.clamp(-87.0, 88.0))
-    }
-
-    #[inline(always)]
-    fn ln(self) -> Self {
-        f32::ln(self)
-    }
-
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        f32::sqrt(self)
-    }
-
-    #[inline(always)]
-    fn fused(self, a: Self, b: Self) -> Self {
-        self.mul_add(a, b)
     }
 
     #[inline(always)]
@@ -153,43 +143,14 @@ impl Float for f32 {
         let magnitude = if a < 0.625 { p } else { q };
         magnitude.copysign(self)
     }
-
-    vectorize!(16, 8, 4);
 }
 
 impl Float for f64 {
-    const ZERO: Self = 0.0;
-    const ONE: Self = 1.0;
-    const NAN: Self = f64::NAN;
-
-    #[inline(always)]
-    fn of(value: f64) -> Self {
-        value
-    }
-
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self
-    }
+    standard!(f64, 8, 4, 2);
 
     #[inline(always)]
     fn exp(self) -> Self {
         f64::exp(self)
-    }
-
-    #[inline(always)]
-    fn ln(self) -> Self {
-        f64::ln(self)
-    }
-
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        f64::sqrt(self)
-    }
-
-    #[inline(always)]
-    fn fused(self, a: Self, b: Self) -> Self {
-        self.mul_add(a, b)
     }
 
     #[inline(always)]
@@ -201,8 +162,6 @@ impl Float for f64 {
     fn tanh(self) -> Self {
         f64::tanh(self)
     }
-
-    vectorize!(8, 4, 2);
 }
 
 /// `a * b + c`, fused where that is one instruction.

@@ -85,6 +85,7 @@ mod kernels;
 pub mod layers;
 pub mod loss;
 pub mod optimizer;
+mod options;
 mod parameters;
 pub mod plan;
 mod recorder;

@@ -1,6 +1,6 @@
 //! Losses: scalars on the device, read when somebody wants to know.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernels::{self, scale, subtract, sum, sum_squares};
 use crate::layers::path;
 use crate::recorder::Recorder;
@@ -93,10 +93,9 @@ pub fn softmax_cross_entropy(
 /// # Ok(()) }
 /// ```
 pub fn mean_squared_error(rec: &mut Recorder<'_>, name: &str, prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
-    if prediction.shape() != target.shape() {
-        let wanted = format!("{:?}", prediction.shape());
-        return Err(Error::shape("recording a mean squared error", wanted, target.shape()));
-    }
+    let wanted = format!("{:?}", prediction.shape());
+    let same = prediction.shape() == target.shape();
+    ensure!(same, Error::shape("recording a mean squared error", wanted, target.shape()));
     rec.attempt(|rec| {
         let len = prediction.len();
         let difference = rec.activation(&path(name, "difference"), prediction.shape())?;

@@ -1,6 +1,6 @@
 //! The update of all parameters: norm, clipping and descent are passes over the whole block.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernels::{clip_norm, sgd, sum, sum_squares};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
@@ -66,17 +66,13 @@ impl SgdConfig {
 
     /// Errors: a negative or non-finite learning rate, a clip norm that is not positive and finite.
     pub fn validate(&self) -> Result<()> {
-        if !((self.learning_rate as f32).is_finite() && self.learning_rate >= 0.0) {
-            let wanted = "a finite number of at least 0 (in f32)";
-            return Err(Error::config("learning_rate", wanted, self.learning_rate));
-        }
-        match self.clip_norm {
-            // as f32, in which a GPU has it
-            Some(norm) if !((norm as f32).is_finite() && norm as f32 > 0.0) => {
-                Err(Error::config("clip_norm", "a finite number above 0 (in f32)", norm))
-            }
-            _ => Ok(()),
-        }
+        // as f32, in which a GPU has them
+        let (rate, norm) = (self.learning_rate, self.clip_norm.unwrap_or(1.0));
+        let good = (rate as f32).is_finite() && rate >= 0.0;
+        ensure!(good, Error::config("learning_rate", "a finite number of at least 0 (in f32)", rate));
+        let good = (norm as f32).is_finite() && norm as f32 > 0.0;
+        ensure!(good, Error::config("clip_norm", "a finite number above 0 (in f32)", norm));
+        Ok(())
     }
 
     /// Records the update of all parameters. Errors: those of [`SgdConfig::validate`], no backward pass recorded
@@ -87,17 +83,14 @@ impl SgdConfig {
             rec.begin_update()?;
             let (parameters, gradients) = (rec.block(false)?, rec.block(true)?);
             let learning_rate = rec.state_with("optimizer.learning_rate", &[self.learning_rate])?;
-            let norm = match self.clip_norm {
-                None => None,
-                Some(max_norm) => {
-                    let partials = rec.activation("optimizer.partials", &[sum_squares::parts(gradients.len())])?;
-                    let norm = rec.activation("optimizer.norm", &[1])?;
-                    sum_squares::record(rec, &gradients, &partials)?;
-                    sum::record(rec, &partials, &norm, 1, true)?;
-                    clip_norm::record(rec, &norm, &gradients, max_norm)?;
-                    Some(norm)
-                }
-            };
+            let mut norm = None;
+            if let Some(max_norm) = self.clip_norm {
+                let partials = rec.activation("optimizer.partials", &[sum_squares::parts(gradients.len())])?;
+                let norm = norm.insert(rec.activation("optimizer.norm", &[1])?);
+                sum_squares::record(rec, &gradients, &partials)?;
+                sum::record(rec, &partials, norm, 1, true)?;
+                clip_norm::record(rec, norm, &gradients, max_norm)?;
+            }
             sgd::record(rec, &learning_rate, &gradients, &parameters)?;
             Ok(Update { learning_rate, norm })
         })

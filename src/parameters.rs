@@ -1,7 +1,7 @@
 //! Parameters by name: all values in one flat block, so that norm, clip and optimizer are passes over it.
 
-use crate::error::{Error, Result};
-use serde::Serialize;
+use crate::error::{Error, Result, ensure};
+use crate::weights::Config;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -60,13 +60,11 @@ impl Parameters {
     /// Adds a parameter. Errors: a name that is taken, a shape with a zero, a wrong number of values, a non-finite value.
     pub fn declare(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f64>) -> Result<()> {
         let name = name.into();
-        if self.by_name.contains_key(&name) {
-            return Err(Error::Name { doing: "declaring a parameter", name, problem: "is taken already" });
-        }
+        let taken = self.by_name.contains_key(&name);
+        ensure!(!taken, Error::Name { doing: "declaring a parameter", name, problem: "is taken already" });
         let len = shape.iter().product::<usize>();
-        if len == 0 || shape.is_empty() {
-            return Err(Error::shape(format!("declaring parameter `{name}`"), "no size of zero", shape));
-        }
+        let some = len > 0 && !shape.is_empty();
+        ensure!(some, Error::shape(format!("declaring parameter `{name}`"), "no size of zero", shape));
         check_values(&name, len, &values)?;
         let start = self.values.len();
         self.values.extend(values);
@@ -109,11 +107,10 @@ impl Parameters {
         self.entries.iter().map(|e| e.range.len()).sum()
     }
 
-    /// Keeps the configuration of what was declared as `name`, for the files that these parameters are saved to; `kind`
-    /// is its type's name, as [`Config::KIND`](crate::weights::Config::KIND) has it.
-    pub(crate) fn note_config(&mut self, kind: &'static str, name: &str, config: &impl Serialize) -> Result<()> {
-        let text = serde_json::to_string(config).map_err(|e| Error::config(kind, "what JSON can hold", e))?;
-        self.configs.insert((kind, name.to_string()), text);
+    /// Keeps the configuration of what was declared as `name`, for the files that these parameters are saved to.
+    pub(crate) fn note_config<C: Config>(&mut self, name: &str, config: &C) -> Result<()> {
+        let text = serde_json::to_string(config).map_err(|e| Error::config(C::KIND, "what JSON can hold", e))?;
+        self.configs.insert((C::KIND, name.to_string()), text);
         Ok(())
     }
 
@@ -152,13 +149,8 @@ impl Parameters {
 }
 
 fn check_values(name: &str, len: usize, values: &[f64]) -> Result<()> {
-    if values.len() != len {
-        return Err(Error::Value {
-            slot: name.to_string(),
-            expected: format!("{len} values"),
-            found: format!("{}", values.len()),
-        });
-    }
+    let (slot, expected, found) = (name.to_string(), format!("{len} values"), values.len().to_string());
+    ensure!(values.len() == len, Error::Value { slot, expected, found });
     check_finite(name, values.iter().copied())
 }
 

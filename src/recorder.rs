@@ -1,6 +1,6 @@
 //! Recording a plan: layers append steps, and each forward step leaves its backward on a tape.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernel::{Access, Kernel, MAX_WORDS, Operation};
 use crate::kernels::fill::{self, Fill};
 use crate::parameters::Parameters;
@@ -395,9 +395,7 @@ impl<'p> Recorder<'p> {
     }
 
     fn any_slot(&mut self, name: &str, shape: &[usize], dtype: Dtype, kind: Kind, storage: Storage) -> Result<Tensor> {
-        if shape.contains(&0) {
-            return Err(Error::shape(format!("recording slot `{name}`"), "no size of zero", shape));
-        }
+        ensure!(!shape.contains(&0), Error::shape(format!("recording slot `{name}`"), "no size of zero", shape));
         // kernels index with u32
         if shape.iter().try_fold(1u32, |n, s| u32::try_from(*s).ok().and_then(|s| n.checked_mul(s))).is_none() {
             return Err(Error::shape(format!("recording slot `{name}`"), "fewer than 2^32 elements", shape));
@@ -530,9 +528,7 @@ impl<'p> Recorder<'p> {
     /// Records the backward pass of a scalar loss. Layers recorded after it run, but nothing is trained through them.
     /// Errors: more than one element, a second backward pass in a plan.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
-        if loss.len() != 1 {
-            return Err(Error::shape("recording the backward pass", "a loss of one element", loss.shape()));
-        }
+        ensure!(loss.len() == 1, Error::shape("recording the backward pass", "a loss of one element", loss.shape()));
         self.walk_tape(|rec| match rec.contribute(loss)? {
             Some(seed) => rec.fill(&seed.tensor, 1.0),
             None => Ok(()),

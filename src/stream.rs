@@ -1,6 +1,6 @@
 //! Streaming: an LSTM that takes one step at a time and keeps its state on the device between them.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::float::Float;
 use crate::layers::{Lstm, LstmState};
 use crate::recorder::Recorder;
@@ -126,9 +126,7 @@ impl Stream {
         let pairs =
             || self.states.iter().zip(&state.layers).flat_map(|(to, from)| [(&to.h, &from.h), (&to.c, &from.c)]);
         for (to, from) in pairs() {
-            if from.shape() != to.shape() {
-                return Err(Error::shape(doing, format!("{:?}", to.shape()), from.shape()));
-            }
+            ensure!(from.shape() == to.shape(), Error::shape(doing, format!("{:?}", to.shape()), from.shape()));
             // as f32, which is what a device may hold
             if let Some(value) = from.iter().find(|v| !(**v as f32).is_finite()) {
                 return Err(Error::config(doing, "finite numbers", value));

@@ -13,9 +13,10 @@
 //! # Ok(()) }
 //! ```
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use unicode_segmentation::UnicodeSegmentation;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Class {
@@ -26,32 +27,14 @@ enum Class {
     Single,
     /// An emoji.
     Picture,
-    /// Changes the character before it: accents, vowel signs, joiners.
-    Mark,
     Punctuation,
 }
 
-const JOINER: char = '\u{200d}';
-
+/// Of a character, or of one with the marks that change it, by its first.
 fn class(c: char) -> Class {
     match c {
         '\u{200b}' | '\u{feff}' => Class::Space,
         _ if c.is_whitespace() || c.is_control() => Class::Space,
-        '\u{ad}' | '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{591}'..='\u{5bd}' | '\u{64b}'..='\u{65f}' => {
-            Class::Mark
-        }
-        // the signs that silence a vowel, from Devanagari to Khmer
-        '\u{93c}' | '\u{94d}' | '\u{9bc}' | '\u{9cd}' | '\u{a3c}' | '\u{a4d}' | '\u{abc}' | '\u{acd}' | '\u{b3c}' => {
-            Class::Mark
-        }
-        '\u{b4d}' | '\u{bcd}' | '\u{c4d}' | '\u{ccd}' | '\u{d4d}' | '\u{dca}' | '\u{e31}'..='\u{e4e}' => Class::Mark,
-        '\u{eb1}'..='\u{ece}' | '\u{f71}'..='\u{f84}' | '\u{1037}'..='\u{103a}' | '\u{17c9}'..='\u{17d3}' => {
-            Class::Mark
-        }
-        '\u{1ab0}'..='\u{1aff}' | '\u{1dc0}'..='\u{1dff}' | '\u{20d0}'..='\u{20ff}' | '\u{fe20}'..='\u{fe2f}' => {
-            Class::Mark
-        }
-        '\u{200c}' | JOINER | '\u{fe00}'..='\u{fe0f}' | '\u{1f3fb}'..='\u{1f3ff}' => Class::Mark,
         '\u{3005}'..='\u{3007}' | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' => {
             Class::Single
         }
@@ -65,7 +48,7 @@ fn class(c: char) -> Class {
 /// Whether punctuation between `before` and `after` belongs to a word: don't, well-known, 3.14.
 fn binds(before: char, c: char, after: Option<char>) -> bool {
     match c {
-        '\'' | '’' | '-' | '‐' | '‑' => after.is_some_and(|a| class(a) == Class::Letter),
+        '\'' | '’' | '-' | '‐' | '‑' | '\u{ad}' => after.is_some_and(|a| class(a) == Class::Letter),
         '.' | ',' => before.is_ascii_digit() && after.is_some_and(|a| a.is_ascii_digit()),
         _ => false,
     }
@@ -73,14 +56,14 @@ fn binds(before: char, c: char, after: Option<char>) -> bool {
 
 /// Bytes of the token that `text` begins with.
 fn token_len(text: &str) -> usize {
-    let mut chars = text.char_indices().peekable();
+    // with accents, vowel signs, joiners
+    let clusters = text.grapheme_indices(true);
+    let mut chars = clusters.filter_map(|(at, cluster)| Some((at, cluster.chars().next()?))).peekable();
     let Some((_, first)) = chars.next() else { return 0 };
     let mut before = first;
     while let Some((at, c)) = chars.next() {
         let goes_on = match class(c) {
-            Class::Mark => true,
             Class::Space | Class::Single => false,
-            _ if before == JOINER => true,
             Class::Punctuation if class(first) == Class::Letter => binds(before, c, chars.peek().map(|(_, c)| *c)),
             Class::Punctuation => c == first, // "..." and "--" are one mark
             same => same == class(first),
@@ -194,22 +177,17 @@ impl Vocabulary {
 
     /// The ids of a text's tokens. Error: tokens that are not in the vocabulary, by name.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut unknown: Vec<String> = Vec::new();
-        let ids = tokens(text).filter_map(|token| match self.ids.get(&key(token)) {
-            Some(id) => Some(*id),
-            None => {
-                let name = format!("`{token}`");
-                if !unknown.contains(&name) {
-                    unknown.push(name);
-                }
-                None
+        let (mut ids, mut unknown) = (Vec::new(), Vec::new());
+        for token in tokens(text) {
+            let id = self.ids.get(&key(token));
+            if id.is_none() && !unknown.contains(&token) {
+                unknown.push(token);
             }
-        });
-        let ids = ids.collect();
-        match unknown.is_empty() {
-            true => Ok(ids),
-            false => Err(Error::config("encoding a text", "words of the vocabulary", unknown.join(", "))),
+            ids.extend(id);
         }
+        let found = format!("`{}`", unknown.join("`, `"));
+        ensure!(unknown.is_empty(), Error::config("encoding a text", "words of the vocabulary", found));
+        Ok(ids)
     }
 
     /// The text of ids, with spaces round the marks as they should be and sentences that start with a capital.

@@ -172,7 +172,10 @@ fn a_nan_in_the_weights_reaches_the_output() {
             match run(&forced, hidden) {
                 Ok(()) => assert!(fits, "{label} {variant} {hidden}"),
                 Err(error) => {
-                    assert!(!fits && error.to_string().contains("H 5 is no multiple of 4"), "{label} {variant}: {error}")
+                    assert!(
+                        !fits && error.to_string().contains("H 5 is no multiple of 4"),
+                        "{label} {variant}: {error}"
+                    )
                 }
             }
         }

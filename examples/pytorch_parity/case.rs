@@ -86,7 +86,7 @@ impl Case {
             workspace.write(slot, &self.without_padding(array, slot == &x || array.name == "R1"))?;
         }
         if let (Some(slot), Some(lengths)) = (&lengths, &self.lengths) {
-            workspace.write_tokens(slot, lengths)?;
+            workspace.write_lengths(slot, lengths)?;
         }
         workspace.run()?;
 

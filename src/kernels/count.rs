@@ -14,9 +14,7 @@ operands! { Count { step: write_words } }
 
 /// Records one more training step in the counter `step [1]`.
 pub fn record(rec: &mut Recorder<'_>, step: &Tensor) -> Result<()> {
-    if step.len() != 1 {
-        return Err(Error::shape("recording the count of training steps", "[1]", step.shape()));
-    }
+    ensure!(step.len() == 1, Error::shape("recording the count of training steps", "[1]", step.shape()));
     rec.push(Count {}, Tensors { step })
 }
 

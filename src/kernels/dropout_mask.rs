@@ -29,12 +29,8 @@ operands! { DropoutMask { step: read_words, mask: write } }
 /// Records the mask of training step `step [1]` (see [`count`](super::count)); masks differ by key and step.
 /// Error: `p` outside 0 <= p < 1.
 pub fn record(rec: &mut Recorder<'_>, step: &Tensor, mask: &Tensor, key: [u32; 2], p: f64) -> Result<()> {
-    if !(0.0..1.0).contains(&p) {
-        return Err(Error::config("recording a dropout mask", "0 <= p < 1", p));
-    }
-    if step.len() != 1 {
-        return Err(Error::shape("recording a dropout mask", "a training step [1]", step.shape()));
-    }
+    ensure!((0.0..1.0).contains(&p), Error::config("recording a dropout mask", "0 <= p < 1", p));
+    ensure!(step.len() == 1, Error::shape("recording a dropout mask", "a training step [1]", step.shape()));
     let [key_low, key_high] = key;
     let (threshold, scale) = ((p * 4_294_967_296.0).round() as u32, 1.0 / (1.0 - p));
     rec.push(DropoutMask { len: mask.len() as u32, key_low, key_high, threshold, scale }, Tensors { step, mask })

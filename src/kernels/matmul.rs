@@ -90,9 +90,7 @@ pub fn record(
         let wanted = format!("[{m}, {n}]");
         return Err(Error::shape("recording the result of a matrix product", wanted, c.tensor.shape()));
     }
-    if biases.len() > 2 {
-        return Err(Error::config("recording the biases of a matrix product", "two at most", biases.len()));
-    }
+    ensure!(biases.len() <= 2, Error::config("recording the biases of a matrix product", "two at most", biases.len()));
     if let Some(bias) = biases.iter().find(|bias| bias.len() != n) {
         return Err(Error::shape("recording the bias of a matrix product", format!("[{n}]"), bias.shape()));
     }

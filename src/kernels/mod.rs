@@ -72,7 +72,7 @@ pub mod recurrence;
 /// What every kernel is written with.
 mod prelude {
     pub(super) use crate::case::Case;
-    pub(super) use crate::error::{Error, Result};
+    pub(super) use crate::error::{Error, Result, ensure};
     pub(super) use crate::float::Float;
     pub(super) use crate::kernel::*;
     pub(super) use crate::recorder::{Recorder, Target};

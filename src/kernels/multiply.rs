@@ -22,9 +22,7 @@ operands! { Multiply { x: read, factor: read, y: write } }
 /// Records `y (+)= x factor`; the factor's length divides that of x, such as `[B, H]` for `[T, B, H]`.
 pub fn record(rec: &mut Recorder<'_>, x: &Tensor, factor: &Tensor, y: &Target) -> Result<()> {
     let Target { tensor: y, adds } = y;
-    if x.len() != y.len() {
-        return Err(Error::shape("recording a product of elements", format!("{:?}", x.shape()), y.shape()));
-    }
+    ensure!(x.len() == y.len(), Error::shape("recording a product of elements", format!("{:?}", x.shape()), y.shape()));
     if !x.len().is_multiple_of(factor.len()) {
         let wanted = format!("a factor whose length divides that of {:?}", x.shape());
         return Err(Error::shape("recording a product of elements", wanted, factor.shape()));

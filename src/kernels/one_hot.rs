@@ -20,9 +20,7 @@ operands! { OneHot { ids: read_words, y: write } }
 /// Records the unit vectors of `ids` into `y [.., V]`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
     rec.check_ids("recording one-hot vectors", ids, y.columns(), false)?;
-    if y.rows() != ids.len() {
-        return Err(Error::shape("recording one-hot vectors", format!("{} rows", ids.len()), y.shape()));
-    }
+    ensure!(y.rows() == ids.len(), Error::shape("recording one-hot vectors", format!("{} rows", ids.len()), y.shape()));
     rec.push(OneHot { rows: ids.len() as u32, columns: y.columns() as u32 }, Tensors { ids, y })
 }
 

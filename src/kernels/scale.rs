@@ -29,12 +29,8 @@ pub fn record(
     y: &Target,
 ) -> Result<()> {
     let Target { tensor: y, adds } = y;
-    if x.len() != y.len() {
-        return Err(Error::shape("recording a multiple", format!("{:?}", x.shape()), y.shape()));
-    }
-    if factor.len() != 1 {
-        return Err(Error::shape("recording the factor of a multiple", "[1]", factor.shape()));
-    }
+    ensure!(x.len() == y.len(), Error::shape("recording a multiple", format!("{:?}", x.shape()), y.shape()));
+    ensure!(factor.len() == 1, Error::shape("recording the factor of a multiple", "[1]", factor.shape()));
     let kernel = Scale { len: x.len() as u32, adds: *adds as u32, divisor: divisor as u32, alpha };
     rec.push(kernel, Tensors { x, factor, y })
 }

@@ -1,9 +1,10 @@
 //! A fully connected layer: `y = x W^T + b`.
 
 use super::{check_count, check_size, path};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernels::matmul::{self, Matrix};
 use crate::kernels::{copy_columns, sum_products};
+use crate::layers::ops::with_columns;
 use crate::parameters::Parameters;
 use crate::recorder::{Recorder, Target};
 use crate::rng::Rng;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DenseConfig {
     /// Columns of x.
     pub input_size: usize,
@@ -66,7 +68,7 @@ impl DenseConfig {
         if self.bias {
             parameters.declare(path(name, "bias"), &[self.output_size], rng.vector(self.output_size, bound))?;
         }
-        parameters.note_config("DenseConfig", name, self)?;
+        parameters.note_config(name, self)?;
         Ok(Dense { config: self.clone(), name: name.to_string() })
     }
 }
@@ -84,18 +86,13 @@ impl Dense {
     /// Records `y [.., output] = x [.., input] W^T + b`. Errors: another number of columns, a tensor of another plan,
     /// parameters without those of this layer.
     pub fn record(&self, rec: &mut Recorder<'_>, x: &Tensor) -> Result<Tensor> {
-        if x.columns() != self.config.input_size {
-            let wanted = format!("[.., {}]", self.config.input_size);
-            return Err(Error::shape(format!("recording the dense layer `{}`", self.name), wanted, x.shape()));
-        }
+        let (doing, wanted) = (format!("recording the dense layer `{}`", self.name), self.config.input_size);
+        ensure!(x.columns() == wanted, Error::shape(doing, format!("[.., {wanted}]"), x.shape()));
         rec.attempt(|rec| {
             let weight = rec.parameter(&path(&self.name, "weight"))?;
             let bias = if self.config.bias { Some(rec.parameter(&path(&self.name, "bias"))?) } else { None };
-            let mut shape = x.shape().to_vec();
-            shape.pop();
-            shape.push(self.config.output_size);
             let place = rec.instance(&self.name);
-            let y = rec.activation(&path(&place, "y"), &shape)?;
+            let y = rec.activation(&path(&place, "y"), &with_columns(x, self.config.output_size))?;
             let biases: Vec<_> = bias.iter().collect();
             matmul::record(rec, Matrix::plain(x), Matrix::transposed(&weight), &biases, &Target::replace(&y))?;
             let (x, of) = (x.clone(), y.clone());

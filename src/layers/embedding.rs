@@ -1,7 +1,7 @@
 //! Token ids into vectors: a learned table, or unit vectors.
 
 use super::{check_count, check_size, path};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels;
 use crate::parameters::Parameters;
 use crate::recorder::Recorder;
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EmbeddingConfig {
     /// V, rows of the table.
     pub vocab_size: usize,
@@ -53,7 +54,7 @@ impl EmbeddingConfig {
         self.validate()?;
         let values = rng.vector(self.vocab_size * self.embedding_size, 3f64.sqrt());
         parameters.declare(path(name, "weight"), &[self.vocab_size, self.embedding_size], values)?;
-        parameters.note_config("EmbeddingConfig", name, self)?;
+        parameters.note_config(name, self)?;
         Ok(Embedding { config: self.clone(), name: name.to_string() })
     }
 }
@@ -73,10 +74,8 @@ impl Embedding {
     pub fn record(&self, rec: &mut Recorder<'_>, ids: &Tensor) -> Result<Tensor> {
         rec.attempt(|rec| {
             let table = rec.parameter(&path(&self.name, "weight"))?;
-            let mut shape = ids.shape().to_vec();
-            shape.push(self.config.embedding_size);
             let place = rec.instance(&self.name);
-            let y = rec.activation(&path(&place, "y"), &shape)?;
+            let y = rec.activation(&path(&place, "y"), &[ids.shape(), &[self.config.embedding_size]].concat())?;
             kernels::embedding_forward::record(rec, ids, &table, &y)?;
             let (ids, of) = (ids.clone(), y.clone());
             rec.on_backward(move |rec| {
@@ -109,13 +108,9 @@ impl Embedding {
 /// # Ok(()) }
 /// ```
 pub fn one_hot(rec: &mut Recorder<'_>, name: &str, ids: &Tensor, vocab_size: usize) -> Result<Tensor> {
-    if vocab_size == 0 {
-        return Err(Error::config("vocab_size of one-hot vectors", "at least 1", 0));
-    }
+    check_size("vocab_size of one-hot vectors", vocab_size)?;
     rec.attempt(|rec| {
-        let mut shape = ids.shape().to_vec();
-        shape.push(vocab_size);
-        let y = rec.activation(name, &shape)?;
+        let y = rec.activation(name, &[ids.shape(), &[vocab_size]].concat())?;
         kernels::one_hot::record(rec, ids, &y)?;
         Ok(y)
     })

@@ -10,7 +10,7 @@ pub use embedding::{Embedding, EmbeddingConfig, one_hot};
 pub use lstm::{Bias, Connection, Dropout, Fill, Init, Join, Lstm, LstmConfig, LstmInputs, LstmOutput, LstmState};
 pub use ops::{add, columns, concatenate, multiply};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 
 /// `prefix.last`, or `last` where the prefix is empty.
 pub(crate) fn path(prefix: &str, last: &str) -> String {
@@ -19,15 +19,13 @@ pub(crate) fn path(prefix: &str, last: &str) -> String {
 
 /// Error: sizes whose product is 2^31 or more, before anything of that size is allocated.
 pub(crate) fn check_count(what: &str, sizes: &[usize]) -> Result<()> {
-    match sizes.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).is_some_and(|n| n < 1 << 31) {
-        true => Ok(()),
-        false => Err(Error::config(what, "fewer than 2^31 values", format!("sizes {sizes:?}"))),
-    }
+    let count = sizes.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
+    let few = count.is_some_and(|n| n < 1 << 31);
+    ensure!(few, Error::config(what, "fewer than 2^31 values", format!("sizes {sizes:?}")));
+    Ok(())
 }
 
 pub(crate) fn check_size(what: &str, size: usize) -> Result<()> {
-    match size {
-        0 => Err(Error::config(what, "at least 1", 0)),
-        _ => Ok(()),
-    }
+    ensure!(size > 0, Error::config(what, "at least 1", 0));
+    Ok(())
 }

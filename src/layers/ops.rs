@@ -1,6 +1,6 @@
 //! Sums, slices and concatenations of tensors, with their backward: the glue of free compositions.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernels::copy_columns::{self, BatchRows};
 use crate::kernels::matmul::{self, Matrix};
 use crate::kernels::{highway, highway_backward, multiply};
@@ -27,9 +27,7 @@ use crate::tensor::Tensor;
 /// # Ok(()) }
 /// ```
 pub fn add(rec: &mut Recorder<'_>, name: &str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.shape() != b.shape() {
-        return Err(Error::shape("recording a sum", format!("{:?}", a.shape()), b.shape()));
-    }
+    ensure!(a.shape() == b.shape(), Error::shape("recording a sum", format!("{:?}", a.shape()), b.shape()));
     rec.attempt(|rec| {
         let y = rec.activation(name, a.shape())?;
         copy_columns::record(rec, a, &Target::replace(&y))?;
@@ -85,9 +83,8 @@ pub(super) fn concatenate_rows(
     if let ([part], None) = (parts, rows) {
         return Ok((*part).clone());
     }
-    let mut shape = lead.to_vec();
-    shape.push(parts.iter().map(|p| p.columns()).sum());
-    let y = rec.activation(name, &shape)?;
+    let columns = parts.iter().map(|p| p.columns()).sum();
+    let y = rec.activation(name, &[lead, &[columns]].concat())?;
     let mut places = Vec::new();
     let mut at = 0;
     for part in parts {
@@ -127,9 +124,8 @@ pub(super) fn concatenate_rows(
 /// # Ok(()) }
 /// ```
 pub fn multiply(rec: &mut Recorder<'_>, name: &str, x: &Tensor, factor: &Tensor) -> Result<Tensor> {
-    if !x.shape().ends_with(factor.shape()) {
-        return Err(Error::shape("recording a product", format!("the last axes of {:?}", x.shape()), factor.shape()));
-    }
+    let wanted = format!("the last axes of {:?}", x.shape());
+    ensure!(x.shape().ends_with(factor.shape()), Error::shape("recording a product", wanted, factor.shape()));
     rec.attempt(|rec| {
         let y = rec.activation(name, x.shape())?;
         multiply::record(rec, x, factor, &Target::replace(&y))?;
@@ -175,6 +171,12 @@ pub(super) fn highway(
     Ok(y)
 }
 
+/// The shape of x with another number of columns.
+pub(super) fn with_columns(x: &Tensor, columns: usize) -> Vec<usize> {
+    let lead = x.shape().split_last().map_or(&[][..], |(_, lead)| lead);
+    [lead, &[columns]].concat()
+}
+
 /// Columns `start..start + width` of the last axis, copied.
 ///
 /// Errors: no columns, or more than there are; a tensor of another plan or of no floats; a name that is taken.
@@ -198,10 +200,7 @@ pub fn columns(rec: &mut Recorder<'_>, name: &str, x: &Tensor, start: usize, wid
         return Err(Error::config("recording a slice of columns", wanted, format!("{width} columns from {start}")));
     }
     rec.attempt(|rec| {
-        let mut shape = x.shape().to_vec();
-        shape.pop();
-        shape.push(width);
-        let y = rec.activation(name, &shape)?;
+        let y = rec.activation(name, &with_columns(x, width))?;
         copy_columns::record_columns(rec, (x, start), (&Target::replace(&y), 0), width, None)?;
         let (x, of) = (x.clone(), y.clone());
         rec.on_backward(move |rec| {

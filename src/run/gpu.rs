@@ -1,7 +1,7 @@
 //! The GPU executor: a run of the plan is one compute pass in one command buffer, one submit.
 
 use super::Counters;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::gpu::{Gpu, Pipeline, Submission, UNIFORM_STRIDE};
 use crate::kernel::{Access, Bind, Dispatch, MAX_WORDS};
 use crate::plan::{Plan, Slot, Storage};
@@ -76,9 +76,7 @@ impl Shared {
     pub async fn new(gpu: Arc<Gpu>, len: usize) -> Result<Self> {
         let limits = gpu.limits();
         let (needed, limit) = (len as u64 * 4, limits.max_buffer_size.min(limits.max_storage_buffer_binding_size));
-        if needed > limit {
-            return Err(Error::Limit { what: "the block of all parameters, in bytes,".into(), needed, limit });
-        }
+        ensure!(needed <= limit, Error::Limit { what: "the block of all parameters, in bytes,".into(), needed, limit });
         let parameters = gpu.scoped("allocating the parameters", || buffer(&gpu, "parameters", needed.max(4), STORAGE));
         let parameters = parameters.await?;
         Ok(Shared { parameters, gradients: Mutex::default(), len, gpu })
@@ -415,9 +413,7 @@ impl Memory {
 
     pub async fn check_guards(&mut self) -> Result<()> {
         let plan = self.plan.clone();
-        if self.guard == 0 {
-            return Err(Error::config("checking guards", "a guarded workspace", "one without guards"));
-        }
+        ensure!(self.guard != 0, Error::config("checking guards", "a guarded workspace", "one without guards"));
         for (slot, buffer) in plan.slots().iter().zip(self.own.clone()) {
             if let Some(buffer) = buffer {
                 for at in [0, GUARD + slot.bytes()] {

@@ -1,7 +1,7 @@
 //! Two executors side by side: after each step of the plan, every slot it wrote must agree.
 
 use super::Workspace;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::parameters::check_finite;
 use crate::tensor::{Dtype, SlotId, Tensor};
 
@@ -56,9 +56,7 @@ pub fn run(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) ->
 /// See [`run`]. Errors as there.
 pub async fn run_async(left: &mut Workspace, right: &mut Workspace, tolerance: Tolerance) -> Result<f64> {
     let plan = left.plan().clone();
-    if plan.id != right.plan().id {
-        return Err(Error::config("comparing two runs", "two workspaces of one plan", "two plans"));
-    }
+    ensure!(plan.id == right.plan().id, Error::config("comparing two runs", "two workspaces of one plan", "two plans"));
     let mut worst: f64 = 0.0;
     for (index, step) in plan.steps().iter().enumerate() {
         left.run_steps_async(index..index + 1).await?;

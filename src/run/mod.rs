@@ -8,7 +8,7 @@ mod store;
 
 pub use store::Store;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::float::Float;
 use crate::kernels::softmax_cross_entropy::IGNORE;
 use crate::parameters::check_finite;
@@ -257,9 +257,7 @@ impl Workspace {
     fn check_write(&self, to: &Tensor, dtype: Dtype, len: usize) -> Result<()> {
         self.plan.check("writing to a workspace", to)?;
         let slot = self.plan.slot(to.slot);
-        if slot.dtype != dtype {
-            return Err(self.not_a(if dtype == Dtype::F32 { "floats" } else { "whole numbers" }, to));
-        }
+        ensure!(slot.dtype == dtype, self.not_a(if dtype == Dtype::F32 { "floats" } else { "whole numbers" }, to));
         if len != to.len() {
             let expected = format!("{} values for shape {:?}", to.len(), to.shape());
             return Err(Error::Value { slot: slot.name.clone(), expected, found: len.to_string() });

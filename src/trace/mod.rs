@@ -39,7 +39,7 @@ use crate::plan::{Phase, Plan, Rows};
 use crate::run::{Observer, Workspace};
 use crate::tensor::{Dtype, Tensor};
 use crate::time::Direction;
-use std::fmt::Write as _;
+use serde_json::{Value, json};
 use std::io::{self, Write};
 
 /// How much of each slot a [`Trace`] keeps.
@@ -122,30 +122,24 @@ impl Entry {
     /// The entry as one JSON object: the fields by name, with `layer`, `direction`, `time` and the statistics beside
     /// them. Numbers that are not finite are the strings "NaN", "inf", "-inf"; finite ones have all their digits.
     pub fn to_json(&self) -> String {
-        let place = self.place.map(|p| (p.layer, p.direction.name(), p.time));
-        let or_null = |n: Option<usize>| n.map_or("null".to_string(), |n| n.to_string());
-        let mut line = format!(
-            "{{\"step\":{},\"phase\":{},\"kernel\":{},\"slot\":{},\"layer\":{},\"direction\":{},\"time\":{},\"shape\":{:?}",
-            self.step,
-            json_text(self.phase.name()),
-            json_text(self.kernel),
-            json_text(&self.slot),
-            or_null(place.map(|p| p.0)),
-            place.map_or("null".to_string(), |p| json_text(p.1)),
-            or_null(place.and_then(|p| p.2)),
-            self.shape,
-        );
-        let of = self.statistics;
-        let _ = write!(line, ",\"elements\":{},\"non_finite\":{}", of.elements, of.non_finite);
-        for (name, value) in [("min", of.min), ("max", of.max), ("mean", of.mean), ("norm", of.norm)] {
-            let _ = write!(line, ",\"{name}\":{}", json_number(value));
-        }
-        if let Some(values) = &self.values {
-            let values: Vec<String> = values.iter().copied().map(json_number).collect();
-            let _ = write!(line, ",\"values\":[{}]", values.join(","));
-        }
-        line.push('}');
-        line
+        let (place, of) = (self.place, self.statistics);
+        let mut fields = vec![
+            ("step", json!(self.step)),
+            ("phase", json!(self.phase.name())),
+            ("kernel", json!(self.kernel)),
+            ("slot", json!(self.slot)),
+            ("layer", json!(place.map(|p| p.layer))),
+            ("direction", json!(place.map(|p| p.direction.name()))),
+            ("time", json!(place.and_then(|p| p.time))),
+            ("shape", json!(self.shape)),
+            ("elements", json!(of.elements)),
+            ("non_finite", json!(of.non_finite)),
+        ];
+        let statistics = [("min", of.min), ("max", of.max), ("mean", of.mean), ("norm", of.norm)];
+        fields.extend(statistics.map(|(name, value)| (name, json_number(value))));
+        fields.extend(self.values.iter().map(|values| ("values", values.iter().copied().map(json_number).collect())));
+        let fields: Vec<String> = fields.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!("{{{}}}", fields.join(","))
     }
 }
 
@@ -293,24 +287,9 @@ fn pick(extent: Extent, values: &[f64]) -> Option<(Vec<f64>, Vec<usize>)> {
     })
 }
 
-/// A JSON number: the shortest digits that read back as the same f64.
-fn json_number(value: f64) -> String {
-    if value.is_finite() { format!("{value:?}") } else { format!("\"{value}\"") }
-}
-
-fn json_text(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            c if (c as u32) < 0x20 => {
-                let _ = write!(quoted, "\\u{:04x}", c as u32);
-            }
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
+/// The shortest digits that read back as the same f64.
+fn json_number(value: f64) -> Value {
+    if value.is_finite() { value.into() } else { value.to_string().into() }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::write::join;
 use super::{Weights, message};
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use crate::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,13 +46,8 @@ pub(super) fn key(kind: &str, prefix: &str, name: &str) -> String {
 }
 
 /// Kind and path of a key of ours.
-fn parse(key: &str) -> Option<(&str, &str)> {
+pub(super) fn parse(key: &str) -> Option<(&str, &str)> {
     key.strip_prefix(OURS)?.split_once(':')
-}
-
-/// Whether a pair of the metadata is a configuration.
-pub(super) fn is_config(key: &str) -> bool {
-    parse(key).is_some()
 }
 
 impl Weights {
@@ -101,30 +96,20 @@ impl Weights {
                 None => format!("the file stores no {} under this name", C::KIND),
             }));
         };
-        if text.len() > LONGEST {
-            return Err(refused(format!("has {} bytes, more than {LONGEST}", text.len())));
-        }
-        let broken = |e: serde_json::Error| refused(message::printable(&format!("is no {}: {e}", C::KIND)));
-        let config: C = serde_json::from_str(text).map_err(broken)?;
-        // an option that is not known here would change what the model computes
-        let (stored, known) =
-            (serde_json::from_str(text).map_err(broken)?, serde_json::to_value(&config).map_err(broken)?);
-        if let Some(field) = unknown(&stored, &known) {
-            return Err(refused(format!(
-                "has the field `{}`, which this version does not know",
-                message::escape(field)
-            )));
-        }
+        let len = text.len();
+        ensure!(len <= LONGEST, refused(format!("has {len} bytes, more than {LONGEST}")));
+        let config: C = serde_json::from_str(text).map_err(|error| {
+            let error = error.to_string();
+            let unknown = error.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected"));
+            refused(match unknown {
+                // it would change what the model computes
+                Some((field, _)) => {
+                    format!("has the field `{}`, which this version does not know", message::escape(field))
+                }
+                None => message::printable(&format!("is no {}: {error}", C::KIND)),
+            })
+        })?;
         config.check().map_err(|e| refused(message::printable(&e.to_string())))?;
         Ok(config)
     }
-}
-
-/// The first field of `stored` that `known` has not.
-fn unknown<'a>(stored: &'a serde_json::Value, known: &serde_json::Value) -> Option<&'a str> {
-    let (stored, known) = (stored.as_object()?, known.as_object()?);
-    stored.iter().find_map(|(field, value)| match known.get(field) {
-        None => Some(field.as_str()),
-        Some(known) => unknown(value, known),
-    })
 }

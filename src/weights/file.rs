@@ -2,7 +2,7 @@
 
 use super::header::{self, Header};
 use super::{message, too_short};
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -27,9 +27,7 @@ pub(super) fn read(path: &Path) -> Result<(Header, Vec<u8>)> {
     let metadata = file.metadata().map_err(|e| refuse(&e))?;
     regular(&metadata).map_err(|kind| refuse(&kind))?;
     let file_len = metadata.len();
-    if file_len < 8 {
-        return Err(too_short(file_len));
-    }
+    ensure!(file_len >= 8, too_short(file_len));
     let mut first = [0; 8];
     file.read_exact(&mut first).map_err(|e| refuse(&e))?;
     let header_len = header::length(first, file_len)?;
@@ -72,9 +70,7 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(refuse("looking at the file to replace", error)),
     };
-    if target.file_name().is_none() {
-        return Err(message::path(path, "names no file"));
-    }
+    ensure!(target.file_name().is_some(), message::path(path, "names no file"));
     let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

@@ -7,7 +7,7 @@
 
 use super::dtype::Dtype;
 use super::message;
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -71,12 +71,9 @@ pub(super) struct Header {
 /// The header's length from the first eight bytes, checked against the file's length.
 pub(super) fn length(first: [u8; 8], file_len: u64) -> Result<u64> {
     let len = u64::from_le_bytes(first);
-    if len > MAX_HEADER {
-        return Err(message::file(format!("the header's length is given as {len} bytes, the limit is {MAX_HEADER}")));
-    }
-    if len > file_len.saturating_sub(8) {
-        return Err(message::file(format!("the header's length is given as {len} bytes, the file has {file_len}")));
-    }
+    let given = format!("the header's length is given as {len} bytes, ");
+    ensure!(len <= MAX_HEADER, message::file(format!("{given}the limit is {MAX_HEADER}")));
+    ensure!(len <= file_len.saturating_sub(8), message::file(format!("{given}the file has {file_len}")));
     Ok(len)
 }
 
@@ -84,9 +81,7 @@ pub(super) fn length(first: [u8; 8], file_len: u64) -> Result<u64> {
 pub(super) fn parse(bytes: &[u8], data_len: u64) -> Result<Header> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| message::file(format!("the header is not UTF-8 at byte {}", e.valid_up_to())))?;
-    if !text.starts_with('{') {
-        return Err(message::file("the header does not begin with `{`"));
-    }
+    ensure!(text.starts_with('{'), message::file("the header does not begin with `{`"));
     let mut cursor = Cursor { text, at: 0, spent: 0, data_len };
     let braces = bytes.iter().filter(|b| **b == b'{').count() - 1;
     let capacity = braces.min(bytes.len() / SHORTEST_ENTRY);
@@ -95,9 +90,7 @@ pub(super) fn parse(bytes: &[u8], data_len: u64) -> Result<Header> {
     let mut has_metadata = false;
     cursor.object(|cursor, name| {
         if *name == *METADATA {
-            if std::mem::replace(&mut has_metadata, true) {
-                return Err(message::tensor(METADATA, TWICE));
-            }
+            ensure!(!std::mem::replace(&mut has_metadata, true), message::tensor(METADATA, TWICE));
             return cursor.metadata(&mut header.metadata);
         }
         let entry = cursor.entry().map_err(|cause| message::tensor(&name, cause))?;
@@ -106,9 +99,8 @@ pub(super) fn parse(bytes: &[u8], data_len: u64) -> Result<Header> {
         Ok(())
     })?;
     cursor.blank();
-    if cursor.at != text.len() {
-        return Err(message::file(cursor.wrong("nothing but blanks behind the header's closing brace")));
-    }
+    let wanted = "nothing but blanks behind the header's closing brace";
+    ensure!(cursor.at == text.len(), message::file(cursor.wrong(wanted)));
     header.tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = header.tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(message::tensor(&pair[0].name, TWICE));
@@ -132,39 +124,29 @@ fn check_offsets(tensors: &mut [TensorInfo], data_len: u64) -> Result<()> {
     let mut at = 0;
     for tensor in tensors.iter() {
         let (start, end) = (tensor.start, tensor.end);
-        let wrong = |cause: String| Err(message::tensor(&tensor.name, cause));
-        if end < start {
-            return wrong(format!("its data ends at {end}, before its start at {start}"));
-        }
-        if start > at {
-            return wrong(format!("its data starts at {start}: a hole, the data before ends at {at}"));
-        }
-        if start < at {
-            return wrong(format!("its data starts at {start}: an overlap, the data before ends at {at}"));
-        }
-        let shape = message::shape(&tensor.shape);
+        let what = || format!("shape {} of {}", message::shape(&tensor.shape), tensor.dtype.name());
         let elements = tensor.shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size));
-        let Some(bits) = elements.and_then(|n| n.checked_mul(tensor.dtype.bits())) else {
-            return wrong(format!("shape {shape} of {} overflows", tensor.dtype.name()));
+        let cause = match elements.and_then(|n| n.checked_mul(tensor.dtype.bits())) {
+            _ if end < start => format!("its data ends at {end}, before its start at {start}"),
+            _ if start > at => format!("its data starts at {start}: a hole, the data before ends at {at}"),
+            _ if start < at => format!("its data starts at {start}: an overlap, the data before ends at {at}"),
+            None => format!("{} overflows", what()),
+            Some(bits) if bits % 8 != 0 => format!("{} is no whole number of bytes", what()),
+            Some(bits) if bits as u64 / 8 != end - start => {
+                format!("{} needs {} bytes, its offsets span {}", what(), bits / 8, end - start)
+            }
+            Some(_) => {
+                at = end;
+                continue;
+            }
         };
-        if bits % 8 != 0 {
-            return wrong(format!("shape {shape} of {} is no whole number of bytes", tensor.dtype.name()));
-        }
-        if bits as u64 / 8 != end - start {
-            let (needed, dtype) = (bits / 8, tensor.dtype.name());
-            return wrong(format!("shape {shape} of {dtype} needs {needed} bytes, its offsets span {}", end - start));
-        }
-        at = end;
+        return Err(message::tensor(&tensor.name, cause));
     }
-    match at == data_len {
-        true => Ok(()),
-        false => {
-            let cause = format!("the tensors end at byte {at} of the data, the file has {data_len} bytes of data");
-            Err(match tensors.last() {
-                Some(last) => message::tensor(&last.name, cause),
-                None => message::file(cause),
-            })
-        }
+    let cause = format!("the tensors end at byte {at} of the data, the file has {data_len} bytes of data");
+    match tensors.last() {
+        _ if at == data_len => Ok(()),
+        Some(last) => Err(message::tensor(&last.name, cause)),
+        None => Err(message::file(cause)),
     }
 }
 
@@ -188,10 +170,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn fits(&self, bytes: u64, room: u64) -> Caused<()> {
-        match bytes <= SLACK + room {
-            true => Ok(()),
-            false => Err("its index would need more than 1 MiB of memory above the file's size".into()),
-        }
+        ensure!(bytes <= SLACK + room, "its index would need more than 1 MiB of memory above the file's size".into());
+        Ok(())
     }
 
     fn wrong(&self, wanted: &str) -> String {
@@ -215,7 +195,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn expect(&mut self, wanted: u8, what: &str) -> Caused<()> {
-        if self.take(wanted) { Ok(()) } else { Err(self.wrong(what)) }
+        ensure!(self.take(wanted), self.wrong(what));
+        Ok(())
     }
 
     /// `{"key": value, ..}`; `value` reads one value.
@@ -283,9 +264,7 @@ impl<'a> Cursor<'a> {
                 Some(_) => self.at += 1,
                 None => return Err(self.wrong("`}`")),
             }
-            if self.at - start > LONGEST_ENTRY {
-                return Err(format!("its entry has more than {LONGEST_ENTRY} bytes"));
-            }
+            ensure!(self.at - start <= LONGEST_ENTRY, format!("its entry has more than {LONGEST_ENTRY} bytes"));
         }
         let object = &self.text[start..self.at];
         let entry: Entry<'_> = serde_json::from_str(object).map_err(|error| self.cause(object, &error))?;

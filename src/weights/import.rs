@@ -1,14 +1,15 @@
 //! From a file into declared parameters.
 
 use super::header::TensorInfo;
-use super::layer::{is_declared, parameter};
+use super::layer::parameter;
 use super::layout::Layout;
 use super::report::{CANDIDATES, ImportReport, Line, Status, closest};
 use super::tables::{OUTSIDE, Part, Row, Table, kind_in_stack, name_in_stack};
 use super::write::{Array, join};
 use super::{Weights, message, not_a_float};
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use crate::layers::{Bias, Lstm, path};
+use crate::options::options;
 use crate::parameters::Parameters;
 use crate::time::Direction;
 
@@ -53,30 +54,18 @@ impl Import {
         Self::default()
     }
 
-    /// With this prefix: `encoder` finds `lstm.weight_ih_l0` as `encoder.lstm.weight_ih_l0`.
-    pub fn with_prefix(self, prefix: impl Into<String>) -> Self {
-        Import { prefix: prefix.into(), ..self }
-    }
-
-    /// Only what was declared below `part`: with `lstm` and no prefix, the file's `weight_ih_l0` fills
-    /// `lstm.weight_ih_l0`.
-    pub fn with_part(self, part: impl Into<String>) -> Self {
-        Import { part: part.into(), ..self }
-    }
-
-    /// Parameters that the file lacks are no error.
-    pub fn with_missing(self) -> Self {
-        Import { allow_missing: true, ..self }
-    }
-
-    /// Tensors that no parameter takes are no error.
-    pub fn with_unused(self) -> Self {
-        Import { allow_unused: true, ..self }
-    }
-
-    /// Tensors of a wrong shape, type or value are no error, and not imported.
-    pub fn with_unfit(self) -> Self {
-        Import { allow_unfit: true, ..self }
+    options! {
+        /// With this prefix: `encoder` finds `lstm.weight_ih_l0` as `encoder.lstm.weight_ih_l0`.
+        with_prefix(prefix: impl Into<String>) { prefix: prefix.into() }
+        /// Only what was declared below `part`: with `lstm` and no prefix, the file's `weight_ih_l0` fills
+        /// `lstm.weight_ih_l0`.
+        with_part(part: impl Into<String>) { part: part.into() }
+        /// Parameters that the file lacks are no error.
+        with_missing() { allow_missing: true }
+        /// Tensors that no parameter takes are no error.
+        with_unused() { allow_unused: true }
+        /// Tensors of a wrong shape, type or value are no error, and not imported.
+        with_unfit() { allow_unfit: true }
     }
 }
 
@@ -112,9 +101,8 @@ impl Weights {
     pub fn import(&self, parameters: &mut Parameters, import: &Import) -> Result<ImportReport> {
         let report = self.compare(parameters, import);
         report.check(import)?;
-        if !report.lines.iter().any(|l| !l.parameters.is_empty()) {
-            return Err(message::tensor(&import.part, "no parameter was declared under this name"));
-        }
+        let some = report.lines.iter().any(|l| !l.parameters.is_empty());
+        ensure!(some, message::tensor(&import.part, "no parameter was declared under this name"));
         for line in report.lines.iter().filter(|l| l.status == Status::Matched) {
             let (Some(tensor), Some(parameter)) = (self.get(&line.tensor), line.parameters.first()) else { continue };
             let range = parameters.entry(parameter)?.range.clone();
@@ -207,10 +195,10 @@ fn below<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
 /// Gate order and bias rule of a parameter under our names; `None` where it is none of an LSTM.
 fn pytorch_rules(parameters: &Parameters, name: &str) -> Option<(Option<String>, Option<&'static str>)> {
     let (before, last) = name.rsplit_once('.').unwrap_or(("", name));
-    let (kind, layer, reverse) = kind_in_stack(last)?;
+    let (kind, layer, direction) = kind_in_stack(last)?;
     let table = Layout::PyTorch.table();
     let row = &table.rows[table.place(kind)?];
-    let second = path(before, &name_in_stack(Part::BiasHh.kind(), layer, reverse));
+    let second = path(before, &name_in_stack(Part::BiasHh.kind(), layer, direction));
     let bias = match row.parts[0] {
         Part::BiasIh if parameters.entry(&second).is_err() => Some("one vector"),
         Part::BiasIh | Part::BiasHh => Some(table.bias_rule),
@@ -228,7 +216,7 @@ fn filled(table: &Table, row: &Row, lstm: &Lstm) -> Vec<Part> {
         (Part::BiasHh, Bias::One) => parts = vec![Part::BiasIh],
         _ => {}
     }
-    parts.retain(|part| is_declared(&lstm.config, *part));
+    parts.retain(|part| lstm.config.has(*part));
     parts
 }
 

@@ -2,8 +2,8 @@
 
 use super::message;
 use super::tables::{Part, Sizes, name_in_stack};
-use crate::error::Result;
-use crate::layers::{Bias, Lstm, LstmConfig, path};
+use crate::error::{Result, ensure};
+use crate::layers::{Bias, Lstm, path};
 use crate::parameters::Parameters;
 use crate::time::Direction;
 
@@ -56,19 +56,11 @@ impl Layer {
     /// # Errors
     ///
     /// No such layer or direction among the parameters.
-    pub fn from_parameters(
-        parameters: &Parameters,
-        lstm: &Lstm,
-        (layer, direction): (usize, Direction),
-    ) -> Result<Layer> {
-        let name = |part: Part| parameter(lstm, (layer, direction), part);
-        let input = parameters.entry(&name(Part::WeightIh))?.shape.last().copied().unwrap_or(0);
-        let (outputs, hidden) = lstm.config.state_sizes(layer);
-        let sizes = Sizes { directions: 1, input, hidden, outputs };
-        let mut found = Layer::sized(&sizes, lstm.config.proj_size.is_some());
+    pub fn from_parameters(parameters: &Parameters, lstm: &Lstm, at: (usize, Direction)) -> Result<Layer> {
+        let mut found = Layer::sized(&lstm.config.sizes(at.0), lstm.config.proj_size.is_some());
         found.forget_bias = lstm.config.forget_bias;
-        for part in Part::ALL.into_iter().filter(|part| is_declared(&lstm.config, *part)) {
-            *found.part_mut(part) = parameters.get(&name(part))?.to_vec();
+        for part in Part::ALL.into_iter().filter(|part| lstm.config.has(*part)) {
+            *found.part_mut(part) = parameters.get(&parameter(lstm, at, part))?.to_vec();
         }
         Ok(found)
     }
@@ -90,27 +82,26 @@ impl Layer {
         }
         let mut all = Vec::new();
         for part in Part::ALL {
-            let (name, words) = (parameter(lstm, at, part), part.words());
-            match (is_declared(&lstm.config, part), moved.part(part)) {
-                (true, None) if !part.may_be_zero() => {
-                    let cause = format!("the LSTM was declared with {words}, the layer has none");
-                    return Err(message::tensor(&name, cause));
+            let (name, words, needed) = (parameter(lstm, at, part), part.words(), !part.may_be_zero());
+            let mismatch = match (lstm.config.has(part), moved.part(part)) {
+                (true, None) if needed => format!("with {words}, the layer has none"),
+                (false, Some(_)) if needed => format!("without {words}, the layer has one"),
+                (false, Some(values)) if values.iter().any(|v| *v != 0.0) => {
+                    format!("without {words}, the layer has some")
                 }
-                (false, Some(values)) if !part.may_be_zero() || values.iter().any(|v| *v != 0.0) => {
-                    let has = if part.may_be_zero() { "some" } else { "one" };
-                    let cause = format!("the LSTM was declared without {words}, the layer has {has}");
-                    return Err(message::tensor(&name, cause));
+                (true, _) => {
+                    all.push((name, part.shape(&sizes), std::mem::take(moved.part_mut(part))));
+                    continue;
                 }
-                (true, _) => all.push((name, part.shape(&sizes), std::mem::take(moved.part_mut(part)))),
-                (false, _) => {}
-            }
+                (false, _) => continue,
+            };
+            return Err(message::tensor(&name, format!("the LSTM was declared {mismatch}")));
         }
         for (name, shape, values) in &all {
             let declared = &parameters.entry(name)?.shape;
-            if declared != shape {
-                let (declared, shape) = (message::shape(declared), message::shape(shape));
-                return Err(message::tensor(name, format!("is declared as {declared}, the layer has {shape}")));
-            }
+            let wrong =
+                || format!("is declared as {}, the layer has {}", message::shape(declared), message::shape(shape));
+            ensure!(declared == shape, message::tensor(name, wrong()));
             check_finite(name, values)?;
         }
         all.iter().try_for_each(|(name, _, values)| parameters.set(name, values))
@@ -174,13 +165,10 @@ impl Layer {
         let sizes = self.sizes();
         let fits = |part: Part| self.part(part).is_none_or(|values| values.len() == len(part, &sizes));
         let Sizes { input, hidden, outputs, .. } = sizes;
-        match Part::ALL.into_iter().all(fits) && [input, hidden, outputs].iter().all(|size| *size > 0) {
-            true => Ok(sizes),
-            false => {
-                let cause = format!("its lengths do not fit the sizes I = {input}, H = {hidden}, P = {outputs}");
-                Err(message::tensor("layer", cause))
-            }
-        }
+        let good = Part::ALL.into_iter().all(fits) && [input, hidden, outputs].iter().all(|size| *size > 0);
+        let cause = || format!("its lengths do not fit the sizes I = {input}, H = {hidden}, P = {outputs}");
+        ensure!(good, message::tensor("layer", cause()));
+        Ok(sizes)
     }
 
     /// Makes `outside` the forget bias, and moves the difference into the biases, or into the shift of the forget
@@ -207,21 +195,9 @@ fn len(part: Part, sizes: &Sizes) -> usize {
     part.shape(sizes).into_iter().fold(1, usize::saturating_mul)
 }
 
-/// Whether an LSTM of this configuration has the part.
-pub(super) fn is_declared(config: &LstmConfig, part: Part) -> bool {
-    match part {
-        Part::WeightIh | Part::WeightHh => true,
-        Part::BiasIh => config.bias != Bias::None,
-        Part::BiasHh => config.bias == Bias::Two,
-        Part::Projection => config.proj_size.is_some(),
-        Part::Peephole => config.peephole,
-        Part::Norm => config.layer_norm.is_some(),
-    }
-}
-
 /// The name of the parameter that holds a part of one layer and direction.
 pub(super) fn parameter(lstm: &Lstm, (layer, direction): (usize, Direction), part: Part) -> String {
-    path(&lstm.name, &name_in_stack(part.kind(), layer, direction == Direction::Reverse))
+    path(&lstm.name, &name_in_stack(part.kind(), layer, direction))
 }
 
 /// Not `a + b` where b is zero: -0 stays -0.

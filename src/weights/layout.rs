@@ -43,8 +43,8 @@ pub use super::layer::Layer;
 use super::message;
 use super::solve::NORM_OR_BIAS;
 use super::tables::{Part, Sizes, TABLES, Table};
-use super::write::Array;
-use crate::error::Result;
+use super::write::{Array, fits};
+use crate::error::{Result, ensure};
 
 /// How a framework arranges the weights of an LSTM layer; see the [table](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -125,14 +125,11 @@ impl Layout {
         let table = self.table();
         let mut found: Vec<Option<&Array>> = vec![None; table.rows.len()];
         for array in arrays {
-            let Some(place) = table.place(&array.name) else {
-                let cause = format!("no array of this layout: {}", self.names().join(" "));
-                return Err(message::tensor(&array.name, cause));
-            };
-            if found[place].replace(array).is_some() {
-                return Err(message::tensor(&array.name, "stands twice"));
-            }
-            array.check()?;
+            let wrong = |cause: &str| message::tensor(&array.name, cause);
+            let unknown = || wrong(&format!("no array of this layout: {}", self.names().join(" ")));
+            let place = table.place(&array.name).ok_or_else(unknown)?;
+            ensure!(found[place].replace(array).is_none(), wrong("stands twice"));
+            fits(&array.name, &array.shape, &array.values)?;
         }
         let sizes = table.solve(|place| found[place].map(|array| &array.shape[..]));
         let sizes = sizes.map_err(|(place, cause)| message::tensor(table.rows[place].names[0], cause))?;
@@ -162,9 +159,8 @@ impl Layout {
             return Err(message::tensor(table.rows[0].names[0], format!("cannot hold {} layers", layers.len())));
         };
         let theirs = layers.iter().map(|layer| self.prepare(layer)).collect::<Result<Vec<Layer>>>()?;
-        if theirs.iter().any(|layer| layer.sizes() != first.sizes()) {
-            return Err(message::tensor("W", "the directions of an ONNX node have the same sizes"));
-        }
+        let same = theirs.iter().all(|layer| layer.sizes() == first.sizes());
+        ensure!(same, message::tensor("W", "the directions of an ONNX node have the same sizes"));
         let sizes = Sizes { directions: layers.len(), ..first.sizes() };
         let mut arrays = Vec::new();
         for row in &table.rows {

@@ -63,7 +63,7 @@ mod message;
 mod report;
 mod solve;
 mod survey;
-mod tables;
+pub(crate) mod tables;
 pub mod textbook;
 mod write;
 
@@ -79,7 +79,7 @@ pub use write::{save, save_arrays};
 
 #[cfg(doc)]
 use crate::Parameters;
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use header::Header;
 
 /// A safetensors file in memory, checked.
@@ -158,10 +158,8 @@ impl Weights {
     /// No tensor of this name, or of another type.
     pub fn values(&self, name: &str) -> Result<Vec<f64>> {
         let tensor = self.get(name).ok_or_else(|| message::tensor(name, "is not in the file"))?;
-        match tensor.dtype().is_float() {
-            true => Ok(self.floats(tensor).collect()),
-            false => Err(message::tensor(name, not_a_float(tensor.dtype()))),
-        }
+        ensure!(tensor.dtype().is_float(), message::tensor(name, not_a_float(tensor.dtype())));
+        Ok(self.floats(tensor).collect())
     }
 
     fn floats(&self, tensor: &TensorInfo) -> impl Iterator<Item = f64> + '_ {

@@ -187,22 +187,7 @@ const COMPARED: usize = 64;
 
 /// The candidate that takes the fewest edits to become `name`.
 pub(super) fn closest(name: &str, candidates: &[String]) -> Option<String> {
-    let tail = |name: &str| name.chars().rev().take(COMPARED).collect::<Vec<char>>();
+    let tail = |name: &str| name.chars().rev().take(COMPARED).collect::<String>();
     let name = tail(name);
-    candidates.iter().min_by_key(|c| edits(&name, &tail(c))).cloned()
-}
-
-/// Levenshtein's distance.
-fn edits(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + (from != to) as usize;
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    candidates.iter().min_by_key(|c| strsim::levenshtein(&name, &tail(c))).cloned()
 }

@@ -3,6 +3,7 @@
 use super::message;
 use super::tables::Part::{self, BiasHh, BiasIh, Norm, Projection, WeightHh, WeightIh};
 use super::tables::{Axis, Sizes, Table};
+use crate::error::ensure;
 
 /// What does not fit: the place of a row, and the cause.
 pub(super) type Misfit = (usize, String);
@@ -20,10 +21,9 @@ impl Table {
         // only weights and a projection tell sizes: of all else the shape follows
         for (place, row) in self.rows.iter().enumerate().filter(|(_, row)| row.parts[0].is_matrix()) {
             let found = shape(place).unwrap_or_default();
-            if found.len() != row.axes.len() && (row.is_weight() || there(&place)) {
-                let axes = if self.directed() { "three" } else { "two" };
-                return Err((place, format!("is missing, or has not {axes} axes")));
-            }
+            let (fits, axes) = (found.len() == row.axes.len(), if self.directed() { "three" } else { "two" });
+            let absent = !row.is_weight() && !there(&place);
+            ensure!(fits || absent, (place, format!("is missing, or has not {axes} axes")));
             if let ([WeightHh], 4, false, Some([rows, hidden])) =
                 (row.parts, row.blocks.len(), projected, row.matrix(found))
             {

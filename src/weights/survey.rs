@@ -1,12 +1,14 @@
 //! What LSTMs a file holds: by names and shapes, and by the configuration that our own files store.
 
-use super::config::is_config;
+use super::config;
 use super::header::TensorInfo;
 use super::layout::Layout;
 use super::solve::UNEVEN;
-use super::tables::{Part, Row, Sizes, Table, kind_in_stack, name_in_stack};
+use super::tables::{Part, Row, Table, kind_in_stack, name_in_stack};
 use super::{Config, Weights, message};
+use crate::error::ensure;
 use crate::layers::{Bias, Connection, Join, LstmConfig};
+use crate::time::Direction::{self, Forward, Reverse};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -62,6 +64,11 @@ impl Found {
             connection: if self.highway { Connection::Highway } else { Connection::Plain },
             ..LstmConfig::new(self.input_size, 1)
         }
+    }
+
+    /// Columns of h of the first layer.
+    fn outputs(&self) -> usize {
+        self.projection.unwrap_or(self.hidden_sizes[0])
     }
 
     /// Whether a configuration has the options that names and shapes tell.
@@ -146,50 +153,6 @@ type Broken = (String, String);
 /// Kinds of names in a stack that are in no [`Layout`].
 const HIGHWAY: [&str; 2] = ["weight_highway", "bias_highway"];
 
-/// One layer and direction that fits a table.
-struct Solved {
-    sizes: Sizes,
-    /// Of each row of the table, whether its array is there.
-    there: Vec<bool>,
-}
-
-impl Solved {
-    fn has(&self, table: &Table, part: Part) -> bool {
-        table.rows.iter().zip(&self.there).any(|(row, there)| *there && row.parts.contains(&part))
-    }
-
-    fn bias(&self, table: &Table) -> Bias {
-        match (self.has(table, Part::BiasIh), self.has(table, Part::BiasHh)) {
-            (_, true) => Bias::Two,
-            (true, false) => Bias::One,
-            (false, false) => Bias::None,
-        }
-    }
-
-    fn projection(&self, table: &Table) -> Option<usize> {
-        self.has(table, Part::Projection).then_some(self.sizes.outputs)
-    }
-
-    /// The LSTM of this one layer.
-    fn found(&self, layout: Layout, prefix: &str) -> Found {
-        let table = layout.table();
-        Found {
-            prefix: prefix.to_string(),
-            layout,
-            input_size: self.sizes.input,
-            hidden_sizes: vec![self.sizes.hidden],
-            directions: self.sizes.directions,
-            bias: self.bias(table),
-            join: None,
-            projection: self.projection(table),
-            peepholes: self.has(table, Part::Peephole),
-            layer_norm: self.has(table, Part::Norm),
-            highway: false,
-            stored: None,
-        }
-    }
-}
-
 impl Group<'_> {
     /// Of the group, or of one that lies in it (`projection/kernel`).
     fn get(&self, leaf: &str) -> Option<&TensorInfo> {
@@ -208,22 +171,43 @@ impl Group<'_> {
         (format!("{}{leaf}", self.prefix), cause.into())
     }
 
-    /// Sizes by a table whose arrays are named so. A tensor without elements is no weight: the sizes of the others are
-    /// bounded by the file's, so that no product overflows.
-    fn solve(&self, table: &Table, name: impl Fn(&Row) -> String) -> Result<Solved, (usize, Broken)> {
+    /// One layer and direction of a layout whose arrays are named so; an error has the place of its row too. A tensor
+    /// without elements is no weight: the sizes of the others are bounded by the file's, so that no product overflows.
+    fn solve(&self, layout: Layout, name: impl Fn(&Row) -> String) -> Result<Found, (usize, Broken)> {
+        let table = layout.table();
         let arrays: Vec<Option<&TensorInfo>> = table.rows.iter().map(|row| self.get(&name(row))).collect();
         let empty = |n: usize| table.rows[n].is_weight() && arrays[n].is_some_and(|t| t.shape().contains(&0));
         let sizes = table.solve(|n| arrays[n].filter(|_| !empty(n)).map(|tensor| tensor.shape()));
-        let there = arrays.iter().map(Option::is_some).collect();
-        match sizes {
-            Ok(sizes) => Ok(Solved { sizes, there }),
-            Err((place, cause)) => Err((place, self.broken(&name(&table.rows[place]), cause))),
-        }
+        let sizes = sizes.map_err(|(place, cause)| (place, self.broken(&name(&table.rows[place]), cause)))?;
+        let has = |part| table.rows.iter().zip(&arrays).any(|(row, a)| a.is_some() && row.parts.contains(&part));
+        Ok(Found {
+            prefix: self.prefix.to_string(),
+            layout,
+            input_size: sizes.input,
+            hidden_sizes: vec![sizes.hidden],
+            directions: sizes.directions,
+            bias: match (has(Part::BiasIh), has(Part::BiasHh)) {
+                (_, true) => Bias::Two,
+                (true, false) => Bias::One,
+                (false, false) => Bias::None,
+            },
+            join: None,
+            projection: has(Part::Projection).then_some(sizes.outputs),
+            peepholes: has(Part::Peephole),
+            layer_norm: has(Part::Norm),
+            highway: false,
+            stored: None,
+        })
     }
 
     fn look(&self) -> Result<Vec<Found>, Broken> {
+        let named = |row: &Row| self.name(row).to_string();
         if let Some(leaf) = self.leaves.keys().find(|l| l.starts_with("weight_ih")) {
-            return Ok(vec![if leaf.starts_with("weight_ih_l") { self.stack()? } else { self.cell()? }]);
+            // PyTorch's LSTM, or its `LSTMCell`
+            return match leaf.starts_with("weight_ih_l") {
+                true => Ok(vec![self.stack()?]),
+                false => Ok(vec![self.solve(Layout::PyTorch, named).map_err(|(_, broken)| broken)?]),
+            };
         }
         let mut all = Vec::new();
         for layout in [
@@ -237,13 +221,13 @@ impl Group<'_> {
             // weights of these names can be anything's, but for the textbook's; with a wrong bias beside weights that fit
             // it is an LSTM that is broken
             let textbook = matches!(layout, Layout::Textbook { .. });
-            let named = |place: usize| match table.rows[place].is_weight() {
+            let is_lstm = |place: usize| match table.rows[place].is_weight() {
                 true => textbook && self.get("W_ix").and(self.get("W_ih")).is_some(),
                 false => self.is_told(table),
             };
-            match self.solve(table, |row| self.name(row).to_string()) {
-                Ok(solved) if self.is_told(table) => all.push(solved.found(layout, self.prefix)),
-                Err((place, broken)) if named(place) => return Err(broken),
+            match self.solve(layout, named) {
+                Ok(found) if self.is_told(table) => all.push(found),
+                Err((place, broken)) if is_lstm(place) => return Err(broken),
                 _ => {}
             }
         }
@@ -282,49 +266,37 @@ impl Group<'_> {
         rows.is_some() && rows == hidden
     }
 
-    /// PyTorch's `LSTMCell`.
-    fn cell(&self) -> Result<Found, Broken> {
-        let solved = self.solve(Layout::PyTorch.table(), |row| self.name(row).to_string());
-        Ok(solved.map_err(|(_, broken)| broken)?.found(Layout::PyTorch, self.prefix))
-    }
-
     /// A stack: `weight_ih_l0`, `weight_hh_l0`, .. `_reverse`.
     fn stack(&self) -> Result<Found, Broken> {
         let table = Layout::PyTorch.table();
-        let is_there =
-            |kind: &str, layer: usize, reverse: bool| self.get(&name_in_stack(kind, layer, reverse)).is_some();
-        let layers = (0..).take_while(|k| is_there("weight_ih", *k, false)).count();
-        let directions = 1 + is_there("weight_ih", 0, true) as usize;
-        let highway = is_there(HIGHWAY[0], 1, false);
-        let (mut solved, mut known) = (Vec::<Solved>::new(), 0);
-        for (layer, reverse) in (0..layers).flat_map(|k| [(k, false), (k, true)].into_iter().take(directions)) {
-            let name = |kind: &str| name_in_stack(kind, layer, reverse);
-            let this = self.solve(table, |row| name(row.names[0])).map_err(|(_, broken)| broken)?;
-            let first = solved.first().unwrap_or(&this);
-            if let Some(row) = (0..table.rows.len()).find(|row| first.there[*row] != this.there[*row]) {
-                return Err(self.broken(&name(table.rows[row].names[0]), uneven(this.there[row])));
+        let is_there = |kind: &str, layer: usize, to: Direction| self.get(&name_in_stack(kind, layer, to)).is_some();
+        let layers = (0..).take_while(|k| is_there("weight_ih", *k, Forward)).count();
+        let directions = 1 + is_there("weight_ih", 0, Reverse) as usize;
+        let highway = is_there(HIGHWAY[0], 1, Forward);
+        let (mut solved, mut known) = (Vec::<Found>::new(), 0);
+        for (layer, to) in (0..layers).flat_map(|k| [(k, Forward), (k, Reverse)].into_iter().take(directions)) {
+            let (reverse, name) = (to == Reverse, |kind: &str| name_in_stack(kind, layer, to));
+            let this = self.solve(Layout::PyTorch, |row| name(row.names[0])).map_err(|(_, broken)| broken)?;
+            for kind in table.rows.iter().map(|row| row.names[0]) {
+                let (first, there) = (is_there(kind, 0, Forward), is_there(kind, layer, to));
+                ensure!(first == there, self.broken(&name(kind), uneven(there)));
+                known += there as usize;
             }
             // of numbers of elements that are in the file
-            let (input, below) = (this.sizes.input, solved.len().checked_sub(directions).map(|n| &solved[n].sizes));
-            let joined = reverse && below.is_some_and(|below| input == 2 * below.outputs);
+            let (input, below) = (this.input_size, solved.len().checked_sub(directions).map(|n| &solved[n]));
+            let joined = reverse && below.is_some_and(|below| input == 2 * below.outputs());
             let wanted = highway && layer > 0 && !joined;
             for (kind, shape) in HIGHWAY.into_iter().zip([&[input, input][..], &[input]]) {
-                match (wanted, self.get(&name(kind)).map(TensorInfo::shape)) {
-                    (true, Some(found)) if found == shape => known += 1,
-                    (false, None) => {}
-                    (true, Some(_)) => {
-                        return Err(self.broken(&name(kind), format!("shape is not {}", message::shape(shape))));
-                    }
-                    (wanted, found) => return Err(self.broken(&name(kind), uneven(!wanted && found.is_some()))),
-                }
+                let (name, found) = (name(kind), self.get(&name(kind)).map(TensorInfo::shape));
+                ensure!(wanted == found.is_some(), self.broken(&name, uneven(found.is_some())));
+                let fits = found.is_none_or(|found| found == shape);
+                ensure!(fits, self.broken(&name, format!("shape is not {}", message::shape(shape))));
+                known += found.is_some() as usize;
             }
-            known += this.there.iter().filter(|there| **there).count();
-            if reverse && solved.last().is_some_and(|forward| forward.sizes != this.sizes) {
-                return Err(self.broken(&name("weight_ih"), "its sizes differ from the forward direction's"));
-            }
-            if first.projection(table) != this.projection(table) {
-                return Err(self.broken(&name("weight_hr"), "layers have projections of different sizes"));
-            }
+            let alike = !reverse || solved.last().is_none_or(|forward| *forward == this);
+            ensure!(alike, self.broken(&name("weight_ih"), "its sizes differ from the forward direction's"));
+            let alike = solved.first().is_none_or(|first| first.projection == this.projection);
+            ensure!(alike, self.broken(&name("weight_hr"), "layers have projections of different sizes"));
             solved.push(this);
         }
         let is_ours = |kind: &str| table.place(kind).is_some() || HIGHWAY.contains(&kind);
@@ -332,28 +304,21 @@ impl Group<'_> {
         if let Some(extra) = (known != all.clone().count()).then(|| all.clone().next_back()).flatten() {
             return Err(self.broken(extra, format!("layers or directions are missing: {layers} layers are whole")));
         }
-        let forward: Vec<&Solved> = solved.iter().step_by(directions).collect();
+        let forward: Vec<&Found> = solved.iter().step_by(directions).collect();
         let mut join = None;
         for (layer, pair) in forward.windows(2).enumerate() {
-            let (input, output) = (pair[1].sizes.input, pair[0].sizes.outputs);
-            let name = name_in_stack("weight_ih", layer + 1, false);
-            let this = match directions {
-                1 if input == output => continue,
-                2 if input == 2 * output => Join::Layers,
-                2 if input == output => Join::Stacks,
-                _ => {
-                    return Err(
-                        self.broken(&name, format!("{input} columns do not fit the {output} of the layer below"))
-                    );
-                }
-            };
-            if join.replace(this).is_some_and(|before| before != this) {
-                return Err(self.broken(&name, "layers are joined in two ways"));
-            }
+            let (input, output) = (pair[1].input_size, pair[0].outputs());
+            let name = name_in_stack("weight_ih", layer + 1, Forward);
+            let layers = directions == 2 && input == 2 * output;
+            let fits = layers || input == output;
+            ensure!(fits, self.broken(&name, format!("{input} columns do not fit the {output} of the layer below")));
+            let this = (directions == 2).then_some(if layers { Join::Layers } else { Join::Stacks });
+            let before = std::mem::replace(&mut join, this);
+            ensure!(before.is_none() || before == this, self.broken(&name, "layers are joined in two ways"));
         }
         let Some(first) = forward.first() else { return Err(self.broken("weight_ih_l0", "is missing")) };
-        let hidden_sizes = forward.iter().map(|layer| layer.sizes.hidden).collect();
-        Ok(Found { hidden_sizes, directions, join, highway, ..first.found(Layout::PyTorch, self.prefix) })
+        let hidden_sizes = forward.iter().flat_map(|layer| layer.hidden_sizes.clone()).collect();
+        Ok(Found { hidden_sizes, directions, join, highway, ..(*first).clone() })
     }
 }
 
@@ -368,7 +333,7 @@ impl fmt::Display for Survey<'_> {
         let bytes: u64 = tensors.iter().map(TensorInfo::bytes).sum();
         let plural = if self.lstms.len() == 1 { "" } else { "s" };
         writeln!(f, "{} tensors, {bytes} bytes of data, {} LSTM{plural}", tensors.len(), self.lstms.len())?;
-        for (key, value) in self.weights.metadata().filter(|(key, _)| !is_config(key)).take(8) {
+        for (key, value) in self.weights.metadata().filter(|(key, _)| config::parse(key).is_none()).take(8) {
             writeln!(f, "metadata {}: {}", message::escape(key), message::escape(value))?;
         }
         for found in &self.lstms {
@@ -430,19 +395,21 @@ impl fmt::Display for Survey<'_> {
 /// The options of a configuration that names and shapes do not tell, where they are not at their default. Numbers as
 /// Debug has them, which is short for every one.
 fn options(config: &LstmConfig) -> String {
-    let limit = |limit: Option<f64>| limit.unwrap_or(0.0);
+    let is = |there: bool, option: &str| there.then(|| option.to_string());
+    let number = |value: Option<f64>, option: &str| value.map(|value| format!("{option} {value:?}"));
+    let not_zero = |value: f64| Some(value).filter(|value| *value != 0.0);
     let all = [
-        (config.batch_first, "batch first".to_string()),
-        (config.forget_bias != 0.0, format!("forget bias {:?}", config.forget_bias)),
-        (config.coupled, "coupled gates".to_string()),
-        (config.cell_clip.is_some(), format!("cell clip {:?}", limit(config.cell_clip))),
-        (config.proj_clip.is_some(), format!("clip of the projection {:?}", limit(config.proj_clip))),
-        (config.layer_norm.is_some(), format!("epsilon {:?}", limit(config.layer_norm))),
-        (config.connection == Connection::Residual, "residual connections".to_string()),
-        (config.dropout > 0.0, format!("dropout {:?}", config.dropout)),
-        (config.recurrent_dropout > 0.0, format!("recurrent dropout {:?}", config.recurrent_dropout)),
-        (config.variational, "variational dropout".to_string()),
+        is(config.batch_first, "batch first"),
+        number(not_zero(config.forget_bias), "forget bias"),
+        is(config.coupled, "coupled gates"),
+        number(config.cell_clip, "cell clip"),
+        number(config.proj_clip, "clip of the projection"),
+        number(config.layer_norm, "epsilon"),
+        is(config.connection == Connection::Residual, "residual connections"),
+        number(not_zero(config.dropout), "dropout"),
+        number(not_zero(config.recurrent_dropout), "recurrent dropout"),
+        is(config.variational, "variational dropout"),
     ];
-    let there: Vec<String> = all.into_iter().filter(|(there, _)| *there).map(|(_, option)| option).collect();
+    let there: Vec<String> = all.into_iter().flatten().collect();
     if there.is_empty() { "no further options".to_string() } else { there.join(", ") }
 }

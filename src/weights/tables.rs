@@ -3,12 +3,13 @@
 //!
 //! Whoever reads, writes, surveys or reports a layout does it from these rows; gate orders stand nowhere else.
 
+use crate::time::Direction;
 use Part::{BiasHh, BiasIh, Norm, Peephole, Projection, WeightHh, WeightIh};
 use std::sync::LazyLock;
 
 /// A parameter of one layer and direction, in our layout. Its rows are blocks: one for each gate, for instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     WeightIh,
     WeightHh,
     BiasIh,
@@ -127,7 +128,7 @@ fn axis(text: &str) -> Axis {
 
 /// One layer in D directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sizes {
+pub(crate) struct Sizes {
     pub directions: usize,
     pub input: usize,
     pub hidden: usize,
@@ -324,15 +325,16 @@ impl Table {
 }
 
 /// PyTorch's name of a parameter in a stack: `weight_ih_l0_reverse` for the kind `weight_ih`.
-pub(super) fn name_in_stack(kind: &str, layer: usize, reverse: bool) -> String {
-    format!("{kind}_l{layer}{}", if reverse { REVERSE } else { "" })
+pub(crate) fn name_in_stack(kind: &str, layer: usize, direction: Direction) -> String {
+    format!("{kind}_l{layer}{}", if direction == Direction::Reverse { REVERSE } else { "" })
 }
 
-/// Kind, layer and whether it is the reverse direction, of a name as [`name_in_stack`] makes them.
-pub(super) fn kind_in_stack(name: &str) -> Option<(&str, usize, bool)> {
+/// Kind, layer and direction of a name as [`name_in_stack`] makes them.
+pub(super) fn kind_in_stack(name: &str) -> Option<(&str, usize, Direction)> {
     let (kind, at) = name.rsplit_once("_l")?;
-    let (number, reverse) = at.strip_suffix(REVERSE).map_or((at, false), |number| (number, true));
-    number.bytes().all(|b| b.is_ascii_digit()).then_some((kind, number.parse().ok()?, reverse))
+    let (number, direction) =
+        at.strip_suffix(REVERSE).map_or((at, Direction::Forward), |number| (number, Direction::Reverse));
+    number.bytes().all(|b| b.is_ascii_digit()).then_some((kind, number.parse().ok()?, direction))
 }
 
 const REVERSE: &str = "_reverse";
@@ -372,8 +374,8 @@ mod tests {
 
     #[test]
     fn names_in_a_stack_are_read_as_they_are_written() {
-        for reverse in [false, true] {
-            assert_eq!(kind_in_stack(&name_in_stack("weight_ih", 12, reverse)), Some(("weight_ih", 12, reverse)));
+        for to in [Direction::Forward, Direction::Reverse] {
+            assert_eq!(kind_in_stack(&name_in_stack("weight_ih", 12, to)), Some(("weight_ih", 12, to)));
         }
         let others = ["weight_ih", "weight_ih_l", "weight_ih_lx", "weight_ih_l+1", "l0"];
         assert!(others.iter().all(|name| kind_in_stack(name).is_none()));

@@ -29,11 +29,11 @@
 //! # Ok(()) }
 //! ```
 
-use super::layer::{check_finite, is_declared, parameter as name_of, sum};
+use super::layer::{check_finite, parameter as name_of, sum};
 use super::layout::Layout;
 use super::message;
 use super::tables::Part;
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use crate::layers::Lstm;
 use crate::parameters::Parameters;
 use crate::time::Direction;
@@ -76,9 +76,8 @@ pub fn set(parameters: &mut Parameters, lstm: &Lstm, at: (usize, Direction), nam
     let (held, block) = place(name)?;
     let first = name_of(lstm, at, held);
     let expected = block_of(held, block, parameters.get(&first)?).len();
-    if values.len() != expected {
-        return Err(message::tensor(name, format!("{} values, expected {expected}", values.len())));
-    }
+    let count = values.len();
+    ensure!(count == expected, message::tensor(name, format!("{count} values, expected {expected}")));
     check_finite(name, values)?;
     let zeros = vec![0.0; expected];
     for (parameter, values) in [(Some(first), values), (second(lstm, at, held), &zeros[..])] {
@@ -104,12 +103,11 @@ pub fn parameter(lstm: &Lstm, at: (usize, Direction), name: &str) -> Result<Stri
 ///
 /// # Errors
 ///
-/// An unknown name, an LSTM without this part, values that do not fill the parameter's rows.
+/// An unknown name, an LSTM without this part, another number of values than the parameter has.
 pub fn part(lstm: &Lstm, at: (usize, Direction), name: &str, values: &[f64]) -> Result<Vec<f64>> {
     let (held, block) = place(name)?;
-    let (outputs, hidden) = lstm.config.state_sizes(at.0);
-    let rows = if held == Part::Projection { outputs } else { held.blocks() * hidden };
-    if !is_declared(&lstm.config, held) || values.is_empty() || !values.len().is_multiple_of(rows.max(1)) {
+    let len = held.shape(&lstm.config.sizes(at.0)).iter().product::<usize>();
+    if !lstm.config.has(held) || values.is_empty() || values.len() != len {
         let parameter = name_of(lstm, at, held);
         let cause = format!("{} values are not those of `{}`", values.len(), message::escape(&parameter));
         return Err(message::tensor(name, cause));
@@ -141,7 +139,7 @@ fn block_of(part: Part, block: usize, values: &[f64]) -> &[f64] {
 
 /// The parameter that is added to the first one.
 fn second(lstm: &Lstm, at: (usize, Direction), part: Part) -> Option<String> {
-    let two = part == Part::BiasIh && is_declared(&lstm.config, Part::BiasHh);
+    let two = part == Part::BiasIh && lstm.config.has(Part::BiasHh);
     two.then(|| name_of(lstm, at, Part::BiasHh))
 }
 

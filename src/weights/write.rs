@@ -2,8 +2,9 @@
 
 use super::header::{Entry, MAX_HEADER, METADATA};
 use super::{Dtype, config, message};
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use crate::layers::path;
+use crate::options::options;
 use crate::parameters::Parameters;
 use serde::Serializer;
 use serde::ser::SerializeMap;
@@ -32,14 +33,11 @@ impl Export {
         Self::default()
     }
 
-    /// With this prefix: `encoder` makes `encoder.lstm.weight_ih_l0` of `lstm.weight_ih_l0`.
-    pub fn with_prefix(self, prefix: impl Into<String>) -> Self {
-        Export { prefix: prefix.into(), ..self }
-    }
-
-    /// In F64, which keeps every bit.
-    pub fn with_f64(self) -> Self {
-        Export { f64: true, ..self }
+    options! {
+        /// With this prefix: `encoder` makes `encoder.lstm.weight_ih_l0` of `lstm.weight_ih_l0`.
+        with_prefix(prefix: impl Into<String>) { prefix: prefix.into() }
+        /// In F64, which keeps every bit.
+        with_f64() { f64: true }
     }
 }
 
@@ -63,29 +61,16 @@ pub struct Array {
     pub values: Vec<f64>,
 }
 
-impl Array {
-    /// Error: a shape that does not fit the values.
-    pub(super) fn check(&self) -> Result<()> {
-        fits(&self.name, &self.shape, &self.values)
-    }
+/// Error: a shape that does not fit the values.
+pub(super) fn fits(name: &str, shape: &[usize], values: &[f64]) -> Result<()> {
+    let count = shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size));
+    let wrong = || format!("shape {} does not fit its {} values", message::shape(shape), values.len());
+    ensure!(count == Some(values.len()), message::tensor(name, wrong()));
+    Ok(())
 }
 
-fn fits(name: &str, shape: &[usize], values: &[f64]) -> Result<()> {
-    match shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)) == Some(values.len()) {
-        true => Ok(()),
-        false => {
-            let cause = format!("shape {} does not fit its {} values", message::shape(shape), values.len());
-            Err(message::tensor(name, cause))
-        }
-    }
-}
-
-/// A tensor about to be written.
-struct Tensor<'a> {
-    name: String,
-    shape: &'a [usize],
-    values: &'a [f64],
-}
+/// A tensor about to be written: name, shape and values.
+type Tensor<'a, Name = String> = (Name, &'a [usize], &'a [f64]);
 
 /// A file about to be written.
 struct Content<'a> {
@@ -173,12 +158,11 @@ impl<'a> Content<'a> {
         Content::new(arrays.iter().map(|a| (&*a.name, &*a.shape, &*a.values)).collect(), export)
     }
 
-    fn new(arrays: Vec<(&str, &'a [usize], &'a [f64])>, export: &Export) -> Self {
+    fn new(arrays: Vec<Tensor<'a, &str>>, export: &Export) -> Self {
         // an empty name stays empty, whatever the prefix, and is refused
         let named = |name: &str| if name.is_empty() { String::new() } else { join(&export.prefix, name) };
-        let tensor = |(name, shape, values)| Tensor { name: named(name), shape, values };
-        let mut tensors: Vec<Tensor<'a>> = arrays.into_iter().map(tensor).collect();
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut tensors: Vec<Tensor<'a>> = arrays.into_iter().map(|(n, shape, v)| (named(n), shape, v)).collect();
+        tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
         Content { tensors, metadata: [("format".to_string(), "pt")].into(), f64: export.f64 }
     }
 
@@ -198,30 +182,23 @@ impl<'a> Content<'a> {
     fn header(&self) -> Result<Vec<u8>> {
         let (dtype, width) = if self.f64 { (Dtype::F64, 8) } else { (Dtype::F32, 4) };
         let mut last = None;
-        for Tensor { name, shape, values } in &self.tensors {
-            if name.is_empty() {
-                return Err(message::tensor(name, "an empty name cannot be saved"));
-            }
-            if name == METADATA {
-                return Err(message::tensor(name, "is the format's own name, and no tensor can have it"));
-            }
-            if last.replace(name) == Some(name) {
-                return Err(message::tensor(name, "two tensors would be saved under this name"));
-            }
+        for (name, shape, values) in &self.tensors {
+            let wrong = |cause: &str| message::tensor(name, cause);
+            ensure!(!name.is_empty(), wrong("an empty name cannot be saved"));
+            ensure!(name != METADATA, wrong("is the format's own name, and no tensor can have it"));
+            ensure!(last.replace(name) != Some(name), wrong("two tensors would be saved under this name"));
             fits(name, shape, values)?;
             let held = |v: f64| if self.f64 { v.is_finite() } else { (v as f32).is_finite() };
             if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !held(**v)) {
-                let cause = format!("element {index} is {value:e}, no finite {}", dtype.name());
-                return Err(message::tensor(name, cause));
+                return Err(wrong(&format!("element {index} is {value:e}, no finite {}", dtype.name())));
             }
         }
         let mut header = self.json(dtype, width).map_err(|e| message::file(e.to_string()))?;
         // readers that map the file want its data aligned
         header.resize(header.len().next_multiple_of(8), b' ');
-        match header.len() as u64 > MAX_HEADER {
-            true => Err(message::file("the names and shapes do not fit into a header of 100 MB")),
-            false => Ok(header),
-        }
+        let cause = "the names and shapes do not fit into a header of 100 MB";
+        ensure!(header.len() as u64 <= MAX_HEADER, message::file(cause));
+        Ok(header)
     }
 
     fn json(&self, dtype: Dtype, width: u64) -> serde_json::Result<Vec<u8>> {
@@ -229,7 +206,7 @@ impl<'a> Content<'a> {
         let mut map = json.serialize_map(None)?;
         map.serialize_entry(METADATA, &self.metadata)?;
         let mut at = 0;
-        for Tensor { name, shape, values } in &self.tensors {
+        for (name, shape, values) in &self.tensors {
             let end = at + values.len() as u64 * width;
             map.serialize_entry(name, &Entry { dtype, shape: Cow::Borrowed(shape), data_offsets: (at, end) })?;
             at = end;
@@ -241,7 +218,7 @@ impl<'a> Content<'a> {
     fn write(&self, header: &[u8], to: &mut dyn Write) -> std::io::Result<()> {
         to.write_all(&(header.len() as u64).to_le_bytes())?;
         to.write_all(header)?;
-        for value in self.tensors.iter().flat_map(|tensor| tensor.values) {
+        for value in self.tensors.iter().flat_map(|(.., values)| *values) {
             match self.f64 {
                 true => to.write_all(&value.to_le_bytes())?,
                 false => to.write_all(&(*value as f32).to_le_bytes())?,

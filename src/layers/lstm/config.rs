@@ -1,12 +1,13 @@
 //! Sizes and options of an LSTM, and the names and shapes of its parameters.
 
 use super::init::{self, Init};
-use crate::error::{Error, Result};
-use crate::kernels::recurrence::{GATES, NORMS};
+use crate::error::{Error, Result, ensure};
 use crate::layers::{check_count, check_size, path};
+use crate::options::options;
 use crate::parameters::Parameters;
 use crate::rng::Rng;
 use crate::time::{Direction, Directions};
+use crate::weights::tables::{Part, Sizes, name_in_stack};
 use serde::{Deserialize, Serialize};
 
 /// Where the two directions of a bidirectional stack meet.
@@ -20,20 +21,22 @@ pub enum Join {
 }
 
 /// The bias vectors of each layer and direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Bias {
     /// None.
     None,
     /// `bias_ih` (TensorFlow, Keras).
     One,
     /// `bias_ih` and `bias_hh`, which are added (PyTorch, ONNX).
+    #[default]
     Two,
 }
 
 /// How a layer above the first is connected to its input x; its output is y.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Connection {
     /// y alone.
+    #[default]
     Plain,
     /// `x + y`.
     Residual,
@@ -50,7 +53,10 @@ pub enum Connection {
 /// assert_eq!(config.hidden_sizes, [32, 32]);
 /// assert_eq!(config.output_size(), 64);
 /// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// The default is PyTorch's, without a layer: [`LstmConfig::new`] brings the sizes that a valid one needs.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LstmConfig {
     /// I, columns of the input.
     pub input_size: usize,
@@ -97,26 +103,7 @@ pub struct LstmConfig {
 impl LstmConfig {
     /// One layer in one direction, with PyTorch's defaults.
     pub fn new(input_size: usize, hidden_size: usize) -> Self {
-        LstmConfig {
-            input_size,
-            hidden_sizes: vec![hidden_size],
-            proj_size: None,
-            bidirectional: None,
-            reverse: false,
-            bias: Bias::Two,
-            forget_bias: 0.0,
-            peephole: false,
-            coupled: false,
-            cell_clip: None,
-            proj_clip: None,
-            layer_norm: None,
-            dropout: 0.0,
-            recurrent_dropout: 0.0,
-            variational: false,
-            connection: Connection::Plain,
-            batch_first: false,
-            init: Init::default(),
-        }
+        LstmConfig { input_size, hidden_sizes: vec![hidden_size], ..Self::default() }
     }
 
     /// `layers` layers of the first one's hidden size.
@@ -125,90 +112,42 @@ impl LstmConfig {
         LstmConfig { hidden_sizes: vec![hidden; layers], ..self }
     }
 
-    /// Layers of different hidden sizes.
-    pub fn with_hidden_sizes(self, hidden_sizes: &[usize]) -> Self {
-        LstmConfig { hidden_sizes: hidden_sizes.to_vec(), ..self }
-    }
-
-    /// A projection to `proj_size` columns.
-    pub fn with_projection(self, proj_size: usize) -> Self {
-        LstmConfig { proj_size: Some(proj_size), ..self }
-    }
-
-    /// Two directions, joined as told.
-    pub fn with_bidirectional(self, join: Join) -> Self {
-        LstmConfig { bidirectional: Some(join), ..self }
-    }
-
-    /// In one direction, from the last step to the first: ONNX's `reverse`, Keras' `go_backwards`. The output lies at
-    /// the times of the input.
-    pub fn with_reverse(self) -> Self {
-        LstmConfig { reverse: true, ..self }
-    }
-
-    /// With these bias vectors.
-    pub fn with_bias(self, bias: Bias) -> Self {
-        LstmConfig { bias, ..self }
-    }
-
-    /// With this forget bias.
-    pub fn with_forget_bias(self, forget_bias: f64) -> Self {
-        LstmConfig { forget_bias, ..self }
-    }
-
-    /// With peepholes.
-    pub fn with_peephole(self) -> Self {
-        LstmConfig { peephole: true, ..self }
-    }
-
-    /// With the forget gate `1 - i`.
-    pub fn with_coupled_gates(self) -> Self {
-        LstmConfig { coupled: true, ..self }
-    }
-
-    /// With c kept within plus and minus `limit`.
-    pub fn with_cell_clip(self, limit: f64) -> Self {
-        LstmConfig { cell_clip: Some(limit), ..self }
-    }
-
-    /// With the projected h kept within plus and minus `limit`.
-    pub fn with_proj_clip(self, limit: f64) -> Self {
-        LstmConfig { proj_clip: Some(limit), ..self }
-    }
-
-    /// With layer norms of this epsilon.
-    pub fn with_layer_norm(self, epsilon: f64) -> Self {
-        LstmConfig { layer_norm: Some(epsilon), ..self }
-    }
-
-    /// With this probability of dropping values between layers.
-    pub fn with_dropout(self, probability: f64) -> Self {
-        LstmConfig { dropout: probability, ..self }
-    }
-
-    /// With this probability of dropping values of g.
-    pub fn with_recurrent_dropout(self, probability: f64) -> Self {
-        LstmConfig { recurrent_dropout: probability, ..self }
-    }
-
-    /// With one mask for all steps.
-    pub fn with_variational_dropout(self) -> Self {
-        LstmConfig { variational: true, ..self }
-    }
-
-    /// With this connection around each layer above the first.
-    pub fn with_connection(self, connection: Connection) -> Self {
-        LstmConfig { connection, ..self }
-    }
-
-    /// With input and output `[B, T, ..]`.
-    pub fn with_batch_first(self) -> Self {
-        LstmConfig { batch_first: true, ..self }
-    }
-
-    /// With these initial values.
-    pub fn with_init(self, init: Init) -> Self {
-        LstmConfig { init, ..self }
+    options! {
+        /// Layers of different hidden sizes.
+        with_hidden_sizes(hidden_sizes: &[usize]) { hidden_sizes: hidden_sizes.to_vec() }
+        /// A projection to `proj_size` columns.
+        with_projection(proj_size: usize) { proj_size: Some(proj_size) }
+        /// Two directions, joined as told.
+        with_bidirectional(join: Join) { bidirectional: Some(join) }
+        /// In one direction, from the last step to the first: ONNX's `reverse`, Keras' `go_backwards`. The output lies
+        /// at the times of the input.
+        with_reverse() { reverse: true }
+        /// With these bias vectors.
+        with_bias(bias: Bias) { bias: bias }
+        /// With this forget bias.
+        with_forget_bias(forget_bias: f64) { forget_bias: forget_bias }
+        /// With peepholes.
+        with_peephole() { peephole: true }
+        /// With the forget gate `1 - i`.
+        with_coupled_gates() { coupled: true }
+        /// With c kept within plus and minus `limit`.
+        with_cell_clip(limit: f64) { cell_clip: Some(limit) }
+        /// With the projected h kept within plus and minus `limit`.
+        with_proj_clip(limit: f64) { proj_clip: Some(limit) }
+        /// With layer norms of this epsilon.
+        with_layer_norm(epsilon: f64) { layer_norm: Some(epsilon) }
+        /// With this probability of dropping values between layers.
+        with_dropout(probability: f64) { dropout: probability }
+        /// With this probability of dropping values of g.
+        with_recurrent_dropout(probability: f64) { recurrent_dropout: probability }
+        /// With one mask for all steps.
+        with_variational_dropout() { variational: true }
+        /// With this connection around each layer above the first.
+        with_connection(connection: Connection) { connection: connection }
+        /// With input and output `[B, T, ..]`.
+        with_batch_first() { batch_first: true }
+        /// With these initial values.
+        with_init(init: Init) { init: init }
     }
 
     /// Errors: no layer, a size of zero, a number that is not finite or out of its
@@ -227,42 +166,30 @@ impl LstmConfig {
                 check_size("proj_size of an LSTM", proj_size)?;
             }
         }
-        let number = |what: &str, wanted: &str, value: f64, good: bool| match good {
-            true => Ok(()),
-            false => Err(Error::config(format!("{what} of an LSTM"), wanted, value)),
-        };
         // as f32, which is what a device computes in
-        let finite = |v: f64| (v as f32).is_finite();
-        number("forget_bias", "a finite number", self.forget_bias, finite(self.forget_bias))?;
-        for (what, limit) in [("cell_clip", self.cell_clip), ("proj_clip", self.proj_clip)] {
-            let limit = limit.unwrap_or(1.0);
-            number(what, "a finite number above 0", limit, finite(limit) && limit as f32 > 0.0)?;
+        let finite: fn(f64) -> bool = |v| (v as f32).is_finite();
+        let positive: fn(f64) -> bool = |v| (v as f32).is_finite() && v as f32 > 0.0;
+        let probability: fn(f64) -> bool = |v| (0.0..1.0).contains(&v);
+        for (what, value, wanted, good) in [
+            ("forget_bias", Some(self.forget_bias), "a finite number", finite),
+            ("cell_clip", self.cell_clip, "a finite number above 0", positive),
+            ("proj_clip", self.proj_clip, "a finite number above 0", positive),
+            // with 0 a row of equal values would be 0 / 0
+            ("epsilon of the layer norm", self.layer_norm, "a finite number above 0", positive),
+            ("dropout", Some(self.dropout), "at least 0 and below 1", probability),
+            ("recurrent_dropout", Some(self.recurrent_dropout), "at least 0 and below 1", probability),
+        ] {
+            let value = value.unwrap_or(1.0);
+            ensure!(good(value), Error::config(format!("{what} of an LSTM"), wanted, value));
         }
-        // with 0 a row of equal values would be 0 / 0
-        let epsilon = self.layer_norm.unwrap_or(1.0);
-        number(
-            "epsilon of the layer norm",
-            "a finite number above 0",
-            epsilon,
-            finite(epsilon) && epsilon as f32 > 0.0,
-        )?;
-        for (what, p) in [("dropout", self.dropout), ("recurrent_dropout", self.recurrent_dropout)] {
-            number(what, "at least 0 and below 1", p, (0.0..1.0).contains(&p))?;
-        }
-        if self.reverse && self.bidirectional.is_some() {
-            return Err(Error::config("reverse of an LSTM", "one direction", "two"));
-        }
-        if self.proj_clip.is_some() && self.proj_size.is_none() {
-            return Err(Error::config("proj_clip of an LSTM", "a proj_size", "none"));
-        }
-        if self.connection != Connection::Plain {
-            for layer in 1..self.layers() {
-                let (x, y) = (self.layer_input_size(layer), self.layer_output_size(layer));
-                if x != y {
-                    let wanted = format!("layer {layer} as wide as its input, {x}");
-                    return Err(Error::config(format!("a {:?} connection of an LSTM", self.connection), wanted, y));
-                }
-            }
+        let one_way = !self.reverse || self.bidirectional.is_none();
+        ensure!(one_way, Error::config("reverse of an LSTM", "one direction", "two"));
+        let clips = self.proj_clip.is_none() || self.proj_size.is_some();
+        ensure!(clips, Error::config("proj_clip of an LSTM", "a proj_size", "none"));
+        for layer in (1..self.layers()).filter(|_| self.connection != Connection::Plain) {
+            let (x, y) = (self.layer_input_size(layer), self.layer_output_size(layer));
+            let what = format!("a {:?} connection of an LSTM", self.connection);
+            ensure!(x == y, Error::config(what, format!("layer {layer} as wide as its input, {x}"), y));
         }
         self.init.validate(self.bias != Bias::None)
     }
@@ -297,6 +224,24 @@ impl LstmConfig {
         (self.proj_size.unwrap_or(hidden), hidden)
     }
 
+    /// Sizes of one direction of a layer.
+    pub(crate) fn sizes(&self, layer: usize) -> Sizes {
+        let (outputs, hidden) = self.state_sizes(layer);
+        Sizes { directions: 1, input: self.layer_input_size(layer), hidden, outputs }
+    }
+
+    /// Whether there is such a part.
+    pub(crate) fn has(&self, part: Part) -> bool {
+        match part {
+            Part::WeightIh | Part::WeightHh => true,
+            Part::BiasIh => self.bias != Bias::None,
+            Part::BiasHh => self.bias == Bias::Two,
+            Part::Projection => self.proj_size.is_some(),
+            Part::Peephole => self.peephole,
+            Part::Norm => self.layer_norm.is_some(),
+        }
+    }
+
     /// Columns of what layer `layer` reads.
     pub(crate) fn layer_input_size(&self, layer: usize) -> usize {
         match layer {
@@ -324,76 +269,42 @@ impl LstmConfig {
     /// | `weight_highway_l{k}[_reverse]`, `bias_highway_l{k}[_reverse]` | `[D, D]`, `[D]` | [`Connection::Highway`] |
     pub fn declare(&self, parameters: &mut Parameters, name: &str, rng: &mut Rng) -> Result<super::Lstm> {
         self.validate()?;
-        for (layer, hidden) in self.hidden_sizes.iter().copied().enumerate() {
-            for direction in self.directions() {
-                let names = ParameterNames::new(name, layer, *direction);
-                let (input, (outputs, _)) = (self.layer_input_size(layer), self.state_sizes(layer));
-                let gates = GATES * hidden;
-                parameters.declare(names.weight_ih, &[gates, input], self.init.input_weight(rng, hidden, input))?;
-                parameters.declare(
-                    names.weight_hh,
-                    &[gates, outputs],
-                    self.init.recurrent_weight(rng, hidden, outputs),
-                )?;
-                if self.bias != Bias::None {
-                    parameters.declare(names.bias_ih, &[gates], self.init.bias(rng, hidden, true))?;
-                }
-                if self.bias == Bias::Two {
-                    parameters.declare(names.bias_hh, &[gates], self.init.bias(rng, hidden, false))?;
-                }
-                if self.proj_size.is_some() {
-                    let weight = self.init.projection(rng, hidden, outputs);
-                    parameters.declare(names.weight_hr, &[outputs, hidden], weight)?;
-                }
-                if self.peephole {
-                    let weight = rng.vector(3 * hidden, init::bound(hidden));
-                    parameters.declare(names.weight_peephole, &[3 * hidden], weight)?;
-                }
-                if self.layer_norm.is_some() {
-                    let mut weight = vec![1.0; NORMS * hidden];
-                    weight.resize(2 * NORMS * hidden, 0.0);
-                    parameters.declare(names.layer_norm, &[2, NORMS * hidden], weight)?;
-                }
-                let joined = *direction == Direction::Reverse && self.bidirectional == Some(Join::Layers);
-                if self.connection == Connection::Highway && layer > 0 && !joined {
-                    let weight = rng.vector(input * input, init::bound(input));
-                    parameters.declare(names.weight_highway, &[input, input], weight)?;
-                    parameters.declare(names.bias_highway, &[input], vec![1.0; input])?;
-                }
+        for (layer, direction) in (0..self.layers()).flat_map(|k| self.directions().iter().map(move |d| (k, *d))) {
+            let sizes = self.sizes(layer);
+            for part in Part::ALL.into_iter().filter(|part| self.has(*part)) {
+                let values = self.init.values(rng, part, &sizes);
+                let name = path(name, &name_in_stack(part.kind(), layer, direction));
+                parameters.declare(name, &part.shape(&sizes), values)?;
+            }
+            let joined = direction == Direction::Reverse && self.bidirectional == Some(Join::Layers);
+            if self.connection == Connection::Highway && layer > 0 && !joined {
+                let (names, columns) = (ParameterNames::new(name, layer, direction), sizes.input);
+                let weight = rng.vector(columns * columns, init::bound(columns));
+                parameters.declare(names.weight_highway, &[columns, columns], weight)?;
+                parameters.declare(names.bias_highway, &[columns], vec![1.0; columns])?;
             }
         }
-        parameters.note_config("LstmConfig", name, self)?;
+        parameters.note_config(name, self)?;
         Ok(super::Lstm { config: self.clone(), name: name.to_string() })
     }
 }
 
-/// Names of the parameters of one layer and direction.
-pub(super) struct ParameterNames {
-    pub weight_ih: String,
-    pub weight_hh: String,
-    pub bias_ih: String,
-    pub bias_hh: String,
-    pub weight_hr: String,
-    pub weight_peephole: String,
-    pub layer_norm: String,
-    pub weight_highway: String,
-    pub bias_highway: String,
+macro_rules! parameter_names {
+    ($($kind:ident),*) => {
+        /// Names of the parameters of one layer and direction.
+        pub(super) struct ParameterNames {
+            $(pub $kind: String,)*
+        }
+
+        impl ParameterNames {
+            pub fn new(prefix: &str, layer: usize, direction: Direction) -> Self {
+                let name = |kind: &str| path(prefix, &name_in_stack(kind, layer, direction));
+                ParameterNames { $($kind: name(stringify!($kind)),)* }
+            }
+        }
+    };
 }
 
-impl ParameterNames {
-    pub fn new(prefix: &str, layer: usize, direction: Direction) -> Self {
-        let suffix = if direction == Direction::Reverse { "_reverse" } else { "" };
-        let name = |kind: &str| path(prefix, &format!("{kind}_l{layer}{suffix}"));
-        ParameterNames {
-            weight_ih: name("weight_ih"),
-            weight_hh: name("weight_hh"),
-            bias_ih: name("bias_ih"),
-            bias_hh: name("bias_hh"),
-            weight_hr: name("weight_hr"),
-            weight_peephole: name("weight_peephole"),
-            layer_norm: name("layer_norm"),
-            weight_highway: name("weight_highway"),
-            bias_highway: name("bias_highway"),
-        }
-    }
+parameter_names! {
+    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, layer_norm, weight_highway, bias_highway
 }

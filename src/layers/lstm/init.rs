@@ -1,14 +1,15 @@
 //! Initial values of an LSTM's parameters.
 
 use crate::error::{Error, Result};
-use crate::kernels::recurrence::GATES;
 use crate::rng::Rng;
+use crate::weights::tables::{Part, Sizes};
 use serde::{Deserialize, Serialize};
 
 /// How a matrix is filled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Fill {
     /// Uniform in +-1/sqrt(H), as PyTorch's `nn.LSTM`.
+    #[default]
     Uniform,
     /// Uniform in +-sqrt(6 / (rows + columns)) (Glorot and Bengio 2010), over the four gates together as in Keras.
     Glorot,
@@ -17,7 +18,8 @@ pub enum Fill {
 }
 
 /// Initial values of an LSTM's parameters; PyTorch's at first.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Init {
     /// `weight_ih` and `weight_hr`. With [`Fill::Uniform`] the biases are as in PyTorch, otherwise 0 as in Keras.
     pub input: Fill,
@@ -26,12 +28,6 @@ pub struct Init {
     /// Sum of the biases of every forget gate, of all layers and directions. (The option `forget_bias` of the
     /// configuration is a constant beside the biases; this one is trained.)
     pub forget_bias: Option<f64>,
-}
-
-impl Default for Init {
-    fn default() -> Self {
-        Init { input: Fill::Uniform, recurrent: Fill::Uniform, forget_bias: None }
-    }
 }
 
 /// PyTorch's bound of uniform values.
@@ -55,28 +51,25 @@ impl Init {
         }
     }
 
-    pub(super) fn input_weight(&self, rng: &mut Rng, hidden: usize, columns: usize) -> Vec<f64> {
-        fill(self.input, rng, GATES * hidden, columns, hidden)
-    }
-
-    pub(super) fn recurrent_weight(&self, rng: &mut Rng, hidden: usize, columns: usize) -> Vec<f64> {
-        fill(self.recurrent, rng, GATES * hidden, columns, hidden)
-    }
-
-    pub(super) fn projection(&self, rng: &mut Rng, hidden: usize, outputs: usize) -> Vec<f64> {
-        fill(self.input, rng, outputs, hidden, hidden)
-    }
-
-    /// `bias_ih` if it is the `first`, else `bias_hh`.
-    pub(super) fn bias(&self, rng: &mut Rng, hidden: usize, first: bool) -> Vec<f64> {
-        let mut values = match self.input {
-            Fill::Uniform => rng.vector(GATES * hidden, bound(hidden)),
-            _ => vec![0.0; GATES * hidden],
-        };
-        if let Some(value) = self.forget_bias {
-            values[hidden..2 * hidden].fill(if first { value } else { 0.0 });
+    /// The values of a part of one layer and direction.
+    pub(super) fn values(&self, rng: &mut Rng, part: Part, sizes: &Sizes) -> Vec<f64> {
+        let (shape, hidden) = (part.shape(sizes), sizes.hidden);
+        let (rows, columns) = (shape[0], shape[1..].iter().product());
+        match part {
+            Part::WeightIh | Part::Projection => fill(self.input, rng, rows, columns, hidden),
+            Part::WeightHh => fill(self.recurrent, rng, rows, columns, hidden),
+            Part::BiasIh | Part::BiasHh => {
+                let drawn = self.input == Fill::Uniform;
+                let mut values = if drawn { rng.vector(rows, bound(hidden)) } else { vec![0.0; rows] };
+                if let Some(sum) = self.forget_bias {
+                    values[hidden..2 * hidden].fill(if part == Part::BiasIh { sum } else { 0.0 });
+                }
+                values
+            }
+            Part::Peephole => rng.vector(rows, bound(hidden)),
+            // gains, then shifts
+            Part::Norm => [vec![1.0; columns], vec![0.0; columns]].concat(),
         }
-        values
     }
 }
 
@@ -117,6 +110,10 @@ fn orthogonal(rng: &mut Rng, rows: usize, columns: usize) -> Vec<f64> {
 mod tests {
     use super::*;
 
+    fn sizes(input: usize, hidden: usize) -> Sizes {
+        Sizes { directions: 1, input, hidden, outputs: hidden }
+    }
+
     #[test]
     fn orthogonal_columns_and_rows() {
         for (rows, columns) in [(20, 5), (4, 1), (3, 7)] {
@@ -135,7 +132,7 @@ mod tests {
 
     #[test]
     fn glorot_stays_within_its_bound_and_fills_it() {
-        let values = Init::keras().input_weight(&mut Rng::new(1), 16, 10);
+        let values = Init::keras().values(&mut Rng::new(1), Part::WeightIh, &sizes(10, 16));
         let (bound, most) = ((6.0f64 / 74.0).sqrt(), values.iter().fold(0.0f64, |most, v| most.max(v.abs())));
         assert!(most <= bound && most > 0.95 * bound);
         let variance = values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64;
@@ -145,7 +142,8 @@ mod tests {
     #[test]
     fn the_forget_biases_sum_to_what_was_asked() {
         let init = Init { forget_bias: Some(1.5), ..Init::default() };
-        let (first, second) = (init.bias(&mut Rng::new(1), 3, true), init.bias(&mut Rng::new(2), 3, false));
+        let first = init.values(&mut Rng::new(1), Part::BiasIh, &sizes(1, 3));
+        let second = init.values(&mut Rng::new(2), Part::BiasHh, &sizes(1, 3));
         for j in 0..12 {
             assert_eq!(first[j] + second[j] == 1.5, (3..6).contains(&j));
         }
