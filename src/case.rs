@@ -23,8 +23,10 @@ pub struct Case {
     pub bound: f64,
     /// One of many small ones that are for the project's own tests.
     pub(crate) is_thorough: bool,
-    pub(crate) record: Box<dyn Fn(&mut Recorder<'_>) -> Result<()>>,
+    pub(crate) record: Record,
 }
+
+type Record = Box<dyn Fn(&mut Recorder<'_>) -> Result<()>>;
 
 impl Case {
     /// A case; an error of `record` is a finding. Slots that steps write are filled at random too; if one is called `out`, all of them hold NaN instead.

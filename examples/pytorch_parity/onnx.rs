@@ -16,14 +16,12 @@ pub fn node(mut fields: Fields, dir: &Path, device: &Device) -> Result<Outcome> 
     let mut node: Fields = fields.take("attributes")?.unwrap_or_default();
     fields.move_to(&mut node, ATTRIBUTES.split(' '));
     fields.only("op", "LSTM")?;
-    // the engine has no reverse direction alone: it stands beside an idle forward one
-    let used = match node.take::<String>("direction")?.as_deref() {
-        None | Some("forward") => 0..1,
-        Some("reverse") => 1..2,
-        Some("bidirectional") => 0..2,
+    let (reverse, count) = match node.take::<String>("direction")?.as_deref() {
+        None | Some("forward") => (false, 1),
+        Some("reverse") => (true, 1),
+        Some("bidirectional") => (false, 2),
         Some(other) => return refused(format!("`direction` = {other}")),
     };
-    let count = used.len();
     let activations: Vec<String> = node.take("activations")?.unwrap_or_default();
     if !activations.is_empty() && activations.join(" ").to_lowercase() != ["sigmoid tanh tanh"].repeat(count).join(" ")
     {
@@ -41,13 +39,14 @@ pub fn node(mut fields: Fields, dir: &Path, device: &Device) -> Result<Outcome> 
     shaped(&file, "W", &[count, gates, input_size])?;
     shaped(&file, "R", &[count, gates, hidden])?;
     let (lstm, mut parameters) = declare(LstmConfig {
-        bidirectional: (used.end == 2).then_some(Join::Layers),
+        bidirectional: (count == 2).then_some(Join::Layers),
+        reverse,
         peephole: file.get("P").is_some(),
         coupled,
         batch_first,
         ..LstmConfig::new(input_size, hidden)
     })?;
-    for direction in &lstm.config.directions()[used.clone()] {
+    for direction in lstm.config.directions() {
         file.import_layer(&mut parameters, &lstm, (0, *direction), Layout::Onnx, &Import::new().with_unused())?;
     }
     let (axes, lead) = match batch_first {
@@ -57,11 +56,10 @@ pub fn node(mut fields: Fields, dir: &Path, device: &Device) -> Result<Outcome> 
     let input = array(&file, "X", &[axes[0], axes[1], input_size])?;
     let lengths = fields.lengths("sequence_lens", &file)?;
     let shape = [lead[0], lead[1], hidden];
-    let idle = used.start * batch * hidden;
     let state = |name: &str| -> Result<Array> {
         let state = array_or_zeros(&file, name, &shape)?;
         let values = if batch_first { swap(&state.values, lead) } else { state.values };
-        Ok(Array { values: [vec![0.0; idle], values].concat(), ..state })
+        Ok(Array { values, ..state })
     };
     let started = file.get("initial_h").or(file.get("initial_c")).is_some();
     let initial = if started { Some([state("initial_h")?, state("initial_c")?]) } else { None };
@@ -74,21 +72,13 @@ pub fn node(mut fields: Fields, dir: &Path, device: &Device) -> Result<Outcome> 
     let (mut got, _) = Case { lstm, parameters, input, lengths, initial, factors: None }.run(device)?;
     for array in &mut got {
         let (name, shape, values) = match array.name.as_str() {
+            "output" if batch_first => ("Y", vec![batch, steps, count, hidden], std::mem::take(&mut array.values)),
             "output" => {
-                // [.., D H]: of each row the used directions
-                let rows = array.values.chunks(used.end * hidden).flat_map(|row| &row[used.start * hidden..]);
-                let rows: Vec<f64> = rows.copied().collect();
-                match batch_first {
-                    true => ("Y", vec![batch, steps, count, hidden], rows),
-                    false => {
-                        let steps_of = rows.chunks(batch * count * hidden).map(|step| swap(step, [batch, count]));
-                        ("Y", vec![steps, count, batch, hidden], steps_of.collect::<Vec<_>>().concat())
-                    }
-                }
+                let steps_of = array.values.chunks(batch * count * hidden).map(|step| swap(step, [batch, count]));
+                ("Y", vec![steps, count, batch, hidden], steps_of.collect::<Vec<_>>().concat())
             }
             state => {
-                let values = &array.values[idle..];
-                let values = if batch_first { swap(values, [count, batch]) } else { values.to_vec() };
+                let values = if batch_first { swap(&array.values, [count, batch]) } else { array.values.clone() };
                 (if state == "hn" { "Y_h" } else { "Y_c" }, shape.to_vec(), values)
             }
         };

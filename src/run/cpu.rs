@@ -16,6 +16,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What a packed copy is of: kernel, what else it depends on, and where the operands lie in the block.
 type Key = (&'static str, Vec<u32>, Vec<(usize, usize)>);
 
+/// A packed copy, and the version of the parameters that it is of.
+type Packed<T> = (u64, Arc<Vec<T>>);
+
 /// The block of a store. No lock is held while a kernel runs on several threads: one of those could be given a task
 /// that waits for the same lock.
 #[derive(Debug)]
@@ -24,8 +27,7 @@ pub(super) struct Shared<T> {
     parameters: Mutex<(Arc<Vec<T>>, u64)>,
     /// Taken out for a run that trains.
     gradients: Mutex<Gradients<T>>,
-    /// With the version of the parameters that each copy is of.
-    packed: Mutex<HashMap<Key, (u64, Arc<Vec<T>>)>>,
+    packed: Mutex<HashMap<Key, Packed<T>>>,
     len: usize,
 }
 

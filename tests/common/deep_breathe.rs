@@ -419,7 +419,7 @@ impl Model {
             }
         }
         if let Some(lengths) = &self.lengths {
-            workspace.write_lengths(&lengths, &ids(&inputs["lengths"]))?;
+            workspace.write_lengths(lengths, &ids(&inputs["lengths"]))?;
         }
         if let Some((slot, mask)) = self.mask.as_ref().zip(self.mask_values()) {
             workspace.write(slot, &mask.data)?;
