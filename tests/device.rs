@@ -6,7 +6,7 @@ use common::gpu;
 use everloop::Counters;
 use everloop::instruments::kernels::matmul::{self, Matrix};
 use everloop::kernel::AdapterClass;
-use everloop::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
+use everloop::layers::{DenseConfig, EmbeddingConfig, Join, LstmConfig};
 use everloop::optimizer::SgdConfig;
 use everloop::{Device, Error, Parameters, Plan, Recorder, Result, Rng, Store, Target, Workspace, loss};
 use std::sync::Arc;
@@ -598,4 +598,67 @@ fn a_batch_larger_than_a_dimension_of_workgroups() {
             assert!((0..batch).all(|e| h[e] == h[e % 7]) && h[0] != h[1], "{device}");
         }
     }
+}
+
+/// Both directions of a layer are one dispatch a step: T fewer forward and T + 1 fewer backward than two layers.
+#[test]
+fn both_directions_run_in_one_dispatch() {
+    let Some(gpu) = gpu() else { return };
+    let steps = 9;
+    let dispatches = |config: LstmConfig| -> (u64, u64) {
+        let mut parameters = Parameters::new();
+        let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
+        let mut rec = Recorder::new(&parameters);
+        let x = rec.input("x", &[steps, 2, 3]).unwrap();
+        let y = lstm.record(&mut rec, &x, None).unwrap().output;
+        let wanted = rec.input("wanted", y.shape()).unwrap();
+        let loss = loss::mean_squared_error(&mut rec, "loss", &y, &wanted).unwrap();
+        rec.backward(&loss).unwrap();
+        let mut workspace = Workspace::new(&Store::new(&gpu, &parameters).unwrap(), rec.finish()).unwrap();
+        let count = workspace.plan().steps().len() as u64;
+        workspace.run().unwrap();
+        (workspace.counters().dispatches, count)
+    };
+    let loops = 2 * steps as u64 + 1; // T and T + 1
+    for config in [LstmConfig::new(3, 5), LstmConfig::new(3, 5).with_bidirectional(Join::Layers)] {
+        let (dispatches, steps_of_plan) = dispatches(config);
+        assert_eq!(dispatches, steps_of_plan - 2 + loops);
+    }
+}
+
+/// A variant asked for by name runs, says so, gives the same numbers, and is an error where it fits nowhere.
+#[test]
+fn variants_can_be_asked_for() {
+    let Some(gpu) = gpu() else { return };
+    let (parameters, plan) = trainer(6, 12).unwrap();
+    let run = |device: &Device| -> Vec<f64> {
+        let store = Store::new(device, &parameters).unwrap();
+        let mut workspace = Workspace::new(&store, plan.clone()).unwrap();
+        write_batch(&mut workspace, 0).unwrap();
+        workspace.run().unwrap();
+        let mut after = parameters.clone();
+        store.read(&mut after).unwrap();
+        after.iter().flat_map(|p| after.get(&p.name).unwrap().to_vec()).collect()
+    };
+    let wanted = run(&Device::cpu());
+    for variant in ["per_step", "per_step_registers"] {
+        let forced = gpu.clone().with_variant("lstm_forward", variant).unwrap();
+        let forced = forced.with_variant("lstm_backward", variant).unwrap();
+        let listing = plan.listing(&forced).unwrap();
+        assert!(listing.contains(&format!("lstm_forward ({variant}: asked for)")), "{listing}");
+        let worst = run(&forced).iter().zip(&wanted).fold(0.0f64, |worst, (a, b)| worst.max((a - b).abs()));
+        assert!(worst < 1e-5, "{variant}: {worst}");
+    }
+    let (_, odd) = trainer(6, 13).unwrap();
+    let listing = odd.listing(&gpu.clone().with_shaders_for(AdapterClass::Software)).unwrap();
+    assert!(listing.contains("lstm_forward (per_step: not per_step_registers: H 13 is no multiple of 4)"), "{listing}");
+    let forced = gpu.clone().with_variant("lstm_forward", "per_step_registers").unwrap();
+    let error = odd.listing(&forced).unwrap_err().to_string();
+    assert!(error.contains("`per_step_registers` of `lstm_forward`") && error.contains("H 13"), "{error}");
+    for (kernel, variant, names) in [("lstm_foward", "per_step", "lstm_forward"), ("matmul", "tile", "tiles")] {
+        let error = gpu.clone().with_variant(kernel, variant).unwrap_err().to_string();
+        assert!(error.contains(names), "{error}");
+    }
+    let twin = Device::cpu().with_variant("lstm_forward", "twin").unwrap();
+    assert!(plan.listing(&twin).unwrap().contains("lstm_forward (twin: asked for)"));
 }

@@ -406,3 +406,40 @@ fn a_training_step_with_every_option_is_one_submit() {
     let did = workspace.counters() - before;
     assert_eq!((did.submits, did.read_backs, did.bytes_allocated), (3, 0, 0), "{did:?}");
 }
+
+/// A layer in reverse is the forward one over the reversed sequence, each row from its own end.
+#[test]
+fn a_reverse_layer_reads_from_the_end() {
+    let (steps, batch, lengths) = (5, 3, [5u32, 2, 4]);
+    let values = Rng::new(3).vector(steps * batch * 2, 1.0);
+    let run = |device: &Device, reverse: bool| -> (Vec<f64>, Vec<f64>) {
+        let mut parameters = Parameters::new();
+        let config = LstmConfig::new(2, 4).with_layers(2);
+        let config = if reverse { config.with_reverse() } else { config };
+        let lstm = config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
+        let mut rec = Recorder::new(&parameters);
+        let x = rec.input("x", &[steps, batch, 2]).unwrap();
+        let given = rec.lengths("lengths", batch, steps).unwrap();
+        let inputs = LstmInputs { lengths: Some(&given), ..LstmInputs::default() };
+        let made = lstm.record_with(&mut rec, &x, inputs).unwrap();
+        assert_eq!(parameters.entry("lstm.weight_hh_l1_reverse").is_ok(), reverse);
+        let mut workspace = Workspace::new(&Store::new(device, &parameters).unwrap(), rec.finish()).unwrap();
+        // row by row, the steps that it has in the other order
+        let turned = |values: &[f64], width: usize| -> Vec<f64> {
+            let at = |t: usize, b: usize| if t < lengths[b] as usize { lengths[b] as usize - 1 - t } else { t };
+            let rows = (0..steps).flat_map(|t| (0..batch).map(move |b| (t, b)));
+            rows.flat_map(|(t, b)| values[(at(t, b) * batch + b) * width..][..width].to_vec()).collect()
+        };
+        let input = if reverse { values.clone() } else { turned(&values, 2) };
+        workspace.write(&x, &input).unwrap();
+        workspace.write_lengths(&given, &lengths).unwrap();
+        workspace.run().unwrap();
+        let output = workspace.read::<f64>(&made.output).unwrap();
+        let last = workspace.read::<f64>(&made.state[1].c).unwrap();
+        (if reverse { output } else { turned(&output, 4) }, last)
+    };
+    for device in devices() {
+        assert_eq!(run(&device, true), run(&device, false), "{device}");
+    }
+    assert!(LstmConfig::new(1, 1).with_reverse().with_bidirectional(Join::Layers).validate().is_err());
+}

@@ -96,20 +96,26 @@ where
 
 /// The stages of a step; the products are `parts` over tiles of 8 rows and `units` units.
 fn stages(k: &Sequence, parts: &'static [Part], units: u32) -> Vec<Stage> {
-    let lengths = ("has_lengths", k.has(LENGTHS));
     // which product, and whether the cell follows it
     let product = |from_h: bool, cell: bool| {
         let (weight, width) = if from_h { ("weight_hr", k.hidden) } else { ("weight_hh", k.outputs) };
         let states = if cell { "c" } else { "h" };
         let names = [weight, "gates", states, "dgates", "dh", "dc", "peephole", "mask"];
+        // what a product does not look at is off, so that fewer pipelines are built
+        let seen = match (cell, k.has(NORM)) {
+            (false, _) => LENGTHS | OUTPUT_CLIP,
+            (true, false) => !if from_h { OUTPUT_CLIP } else { 0 },
+            (true, true) => NORM | LENGTHS | PEEPHOLE,
+        };
+        let of = Sequence { options: k.options & seen, ..*k };
         let options = [
             ("from_h", from_h),
             ("cell", cell),
-            lengths,
-            ("has_output_clip", k.has(OUTPUT_CLIP)),
-            ("normed", k.has(NORM)),
+            ("has_lengths", of.has(LENGTHS)),
+            ("has_output_clip", of.has(OUTPUT_CLIP)),
+            ("normed", of.has(NORM)),
         ];
-        let constants = [k.cell_constants(), options.to_vec()].concat();
+        let constants = [of.cell_constants(), options.to_vec()].concat();
         Stage::new(parts, &names, k.tiles(width, units)).with_constants(&constants)
     };
     let mut all = match k.has(PROJECTION) {
@@ -120,7 +126,7 @@ fn stages(k: &Sequence, parts: &'static [Part], units: u32) -> Vec<Stage> {
         let grid = fold(k.batch as u64 * k.directions as u64);
         let parts = wgsl!["shared/activation", "shared/sequence", "shared/total", "lstm_cell", "lstm_backward_norm"];
         let names = ["gates", "c", "dc", "peephole", "mask", "layer_norm", "normalized", "dnormalized"];
-        let constants = [k.cell_constants(), vec![lengths]].concat();
+        let constants = [k.cell_constants(), vec![("has_lengths", k.has(LENGTHS))]].concat();
         all.push(Stage::new(parts, &names, grid).with_constants(&constants));
         let parts = wgsl!["shared/sequence", "shared/total", "lstm_backward_norm_gates"];
         all.push(Stage::new(parts, &["dgates", "layer_norm", "normalized", "dnormalized"], grid));

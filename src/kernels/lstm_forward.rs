@@ -86,10 +86,11 @@ fn later_stages(k: &Sequence, registers: bool) -> Vec<Stage> {
 /// The stages of a step; the first is `parts` over tiles of 8 rows and `units` units.
 fn stages(k: &Sequence, parts: &'static [crate::kernel::Part], units: u32, registers: bool) -> Vec<Stage> {
     let names = ["weight_hh", "gates", "h", "c", "lengths", "peephole", "mask", "m"];
-    let options =
-        [("has_lengths", k.has(LENGTHS)), ("projected", k.has(PROJECTION)), ("normed", k.has(NORM))].to_vec();
+    // with a norm the cell comes later: its options are off, so that fewer pipelines are built
+    let of = Sequence { options: if k.has(NORM) { NORM } else { k.options }, ..*k };
+    let options = [("has_lengths", of.has(LENGTHS)), ("projected", of.has(PROJECTION)), ("normed", of.has(NORM))];
     let first = Stage::new(parts, &names, k.tiles(k.hidden, units));
-    let mut all = vec![first.with_constants(&[k.cell_constants(), options].concat())];
+    let mut all = vec![first.with_constants(&[of.cell_constants(), options.to_vec()].concat())];
     all.extend(later_stages(k, registers));
     all
 }
