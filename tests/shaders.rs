@@ -364,7 +364,7 @@ fn planted_errors_are_seen() {
         change(&mut broken.constants);
         check(&broken).expect_err("constants")
     };
-    assert_eq!(constants(|all| all.retain(|(name, _)| *name != "coupled")), "the override `coupled` gets no value");
+    assert_eq!(constants(|all| all.retain(|(name, _)| *name != "has_mask")), "the override `has_mask` gets no value");
     assert_eq!(constants(|all| all.push(("fast", 1.0))), "the constant `fast` is not declared");
     // what the stage wants, changed
     let wants = |stage: &str, change: fn(&mut Vec<Bound>)| {

@@ -1523,12 +1523,12 @@ fn with_metadata(bytes: &[u8], key: &str, value: Option<&str>) -> Vec<u8> {
 
 #[test]
 fn files_without_a_config_or_with_a_broken_one_are_read() {
-    let config = LstmConfig::new(3, 4).with_layer_norm(1e-3).with_coupled_gates();
+    let config = LstmConfig::new(3, 4).with_layer_norm(1e-3).with_batch_first();
     let mut parameters = Parameters::new();
     config.declare(&mut parameters, "lstm", &mut Rng::new(1)).unwrap();
     DenseConfig::new(4, 2).declare(&mut parameters, "head", &mut Rng::new(1)).unwrap();
     let bytes = weights::to_bytes(&parameters, &Export::new().with_f64()).unwrap();
-    // what the shapes tell: not the coupled gates, and TensorFlow's epsilon
+    // what the shapes tell: not the order of axes, and TensorFlow's epsilon
     let guess = LstmConfig::new(3, 4).with_layer_norm(1e-12);
     let message = |read: &Weights| read.config::<LstmConfig>("lstm").unwrap_err().to_string();
 
@@ -1554,14 +1554,14 @@ fn files_without_a_config_or_with_a_broken_one_are_read() {
         ("5".into(), "is no LstmConfig: invalid type: integer `5`"),
         (stored.clone() + "x", "is no LstmConfig: trailing characters"),
         (stored[..stored.len() - 1].to_string(), "is no LstmConfig: EOF while parsing"),
-        (changed("\"coupled\":true,", ""), "is no LstmConfig: missing field `coupled`"),
+        (changed("\"batch_first\":true,", ""), "is no LstmConfig: missing field `batch_first`"),
         (
-            changed("\"coupled\":true,", "\"coupled\":true,\"coupled\":false,"),
-            "is no LstmConfig: duplicate field `coupled`",
+            changed("\"batch_first\":true,", "\"batch_first\":true,\"batch_first\":false,"),
+            "is no LstmConfig: duplicate field `batch_first`",
         ),
         (changed("\"Two\"", "\"Tw\\u0007o\""), "is no LstmConfig: unknown variant `Tw\\u{7}o`"),
         (
-            changed("\"coupled\":", "\"zoneout\":0.1,\"coupled\":"),
+            changed("\"batch_first\":", "\"zoneout\":0.1,\"batch_first\":"),
             "has the field `zoneout`, which this version does not know",
         ),
         (changed("\"init\":{", "\"init\":{\"gain\":2,"), "has the field `gain`, which this version does not know"),

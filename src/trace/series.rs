@@ -7,7 +7,7 @@
 //! projection    h, dHt and dh_next have P columns
 //! clip of h     dHt is that of h before the clip
 //! dropout       g is before the mask
-//! coupled       dFt is 0: f is no gate of its own
+//! f = 1 - i     dFt is 0: f is no gate of its own
 //! layer norm    gradients of gates are those before gain, shift and norm
 //! lengths       past the end dHX is 0; dh_next and dc_next are dHt and dCt
 //! dc_next       is not formed with a layer norm, peepholes or a clip of c, with which it is more than dCt * ft
