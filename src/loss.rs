@@ -56,8 +56,8 @@ pub fn softmax_cross_entropy(
         let accuracy = rec.activation(&path(name, "accuracy"), &[1])?;
         let counted = rec.activation(&path(name, "counted"), &[1])?;
         let loss = rec.activation(name, &[1])?;
-        kernels::softmax_cross_entropy::record(rec, logits, targets, &probabilities, &rows)?;
-        kernels::mean_loss::record(rec, &rows, &loss, &accuracy, &counted)?;
+        kernels::softmax_cross_entropy::record(rec, [logits, targets, &probabilities, &rows])?;
+        kernels::mean_loss::record(rec, &rows, [&loss, &accuracy, &counted])?;
         let out = CrossEntropy { loss, accuracy, counted, probabilities };
         let (made, logits, targets) = (out.clone(), logits.clone(), targets.clone());
         rec.on_backward(move |rec| {

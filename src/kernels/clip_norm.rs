@@ -24,16 +24,9 @@ pub fn record(rec: &mut Recorder<'_>, norm: &Tensor, gradients: &Tensor, max_nor
 }
 
 impl Kernel for ClipNorm {
-    const NAME: &'static str = "clip_norm";
-    plain!(["clip_norm"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { norm: 1, gradients: sized(&[self.len])? })
-    }
-
-    fn flops(&self) -> f64 {
-        self.len as f64
-    }
+    word!("clip_norm", |k| fold_elements(k.len as u64, 256));
+    needs!(norm: [], gradients: [len]);
+    flops!(1.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let factor = T::of(self.max_norm) / (s.norm[0] + T::of(1e-6)); // O2

@@ -57,10 +57,8 @@ impl BatchRows {
 
 /// Records `result (+)= source`, element by element.
 pub fn record(rec: &mut Recorder<'_>, source: &Tensor, result: &Target) -> Result<()> {
-    if source.len() != result.tensor.len() {
-        let wanted = format!("as many elements as {:?}", source.shape());
-        return Err(Error::shape("recording a copy", wanted, result.tensor.shape()));
-    }
+    let wanted = format!("as many elements as {:?}", source.shape());
+    ensure!(source.len() == result.tensor.len(), Error::shape("recording a copy", wanted, result.tensor.shape()));
     let result = Target { tensor: result.tensor.reshape(source.shape())?, adds: result.adds };
     record_columns(rec, (source, 0), (&result, 0), source.columns(), None)
 }
@@ -77,29 +75,33 @@ pub fn record_columns(
     let doing = "recording a copy of columns";
     let Target { tensor: result, adds } = result;
     let fits = |start: usize, of: &Tensor| start.checked_add(width).is_some_and(|end| end <= of.columns());
-    if width == 0 || source.rows() != result.rows() || !fits(from, source) || !fits(at, result) {
-        let wanted = format!("as many rows as {:?} and columns for {width} from {from} to {at}", source.shape());
-        return Err(Error::shape(doing, wanted, result.shape()));
-    }
-    if let Some(rows) = rows.filter(|rows| rows.batch == 0 || source.rows() % rows.batch != 0) {
-        return Err(Error::shape(doing, format!("steps of {} rows", rows.batch), source.shape()));
-    }
+    let good = width > 0 && source.rows() == result.rows() && fits(from, source) && fits(at, result);
+    let wanted = || format!("as many rows as {:?} and columns for {width} from {from} to {at}", source.shape());
+    ensure!(good, Error::shape(doing, wanted(), result.shape()));
+    let batch = rows.map_or(1, |rows| rows.batch);
+    let good = batch > 0 && source.rows().is_multiple_of(batch);
+    ensure!(good, Error::shape(doing, format!("steps of {batch} rows"), source.shape()));
     let lengths = rows.and_then(|rows| rows.lengths.as_ref());
-    if let (Some(lengths), Some(rows)) = (lengths, rows) {
-        rec.check_lengths(doing, lengths, rows.batch, source.rows() / rows.batch)?;
+    if let Some(lengths) = lengths {
+        rec.check_lengths(doing, lengths, batch, source.rows() / batch)?;
     }
-    let kernel = CopyColumns {
-        rows: source.rows() as u32,
-        width: width as u32,
-        source_stride: source.columns() as u32,
-        result_stride: result.columns() as u32,
-        adds: *adds as u32,
-        batch: rows.map_or(1, |rows| rows.batch) as u32,
-        source_batch_first: rows.is_some_and(|rows| rows.source_batch_first) as u32,
-        result_batch_first: rows.is_some_and(|rows| rows.target_batch_first) as u32,
-        has_lengths: lengths.is_some() as u32,
-    };
+    let sizes = [source.rows(), width, source.columns(), result.columns(), batch];
+    let [count, width, source_stride, result_stride, batch] = sizes.map(|size| size as u32);
+    let first = rows.map_or([false; 2], |rows| [rows.source_batch_first, rows.target_batch_first]);
+    let [source_batch_first, result_batch_first] = first.map(u32::from);
+    let [adds, has_lengths] = [*adds, lengths.is_some()].map(u32::from);
     let (source, result) = (behind(source, from)?, behind(result, at)?);
+    let kernel = CopyColumns {
+        rows: count,
+        width,
+        source_stride,
+        result_stride,
+        adds,
+        batch,
+        source_batch_first,
+        result_batch_first,
+        has_lengths,
+    };
     rec.push(kernel, Tensors { source: &source, result: &result, lengths })
 }
 
@@ -112,8 +114,7 @@ pub(super) fn behind(tensor: &Tensor, first: usize) -> Result<Tensor> {
 }
 
 impl Kernel for CopyColumns {
-    const NAME: &'static str = "copy_columns";
-    plain!(["copy_columns"], |k| fold_elements(k.rows as u64 * k.width as u64, 256));
+    word!("copy_columns", |k| fold_elements(k.rows as u64 * k.width as u64, 256));
 
     fn needs(&self) -> Option<Sizes> {
         sized(&[self.rows, self.width, self.batch])?;
@@ -130,9 +131,7 @@ impl Kernel for CopyColumns {
         Some(Extent { start: 0, rows, width, stride })
     }
 
-    fn flops(&self) -> f64 {
-        self.rows as f64 * self.width as f64
-    }
+    flops!(1.0, rows, width);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let (width, batch) = (self.width as usize, self.batch as usize);
@@ -155,11 +154,11 @@ pub fn cases() -> Vec<Case> {
     let whole = |len: usize, adds: bool| {
         Case::new(format!("copy_columns all of {len}, adds {adds}"), 1.0, move |rec| {
             let x = rec.input("x", &[3, len])?.row(1)?;
-            let tensor = rec.activation(if adds { "y" } else { "out" }, &[1, len, 1])?;
-            record(rec, &x, &Target { tensor, adds })
+            let y = output(rec, "y", &[1, len, 1], adds)?;
+            record(rec, &x, &y)
         })
     };
-    let block = |[rows, width]: [usize; 2], [from, source]: [usize; 2], [at, result]: [usize; 2], adds: bool| {
+    let block = |([rows, width], [from, source], [at, result]): ([usize; 2], [usize; 2], [usize; 2]), adds: bool| {
         let name = format!("copy_columns {rows} x {width}, {from} of {source} to {at} of {result}, adds {adds}");
         Case::new(name, 1.0, move |rec| {
             let x = rec.input("x", &[rows + 1, source])?.narrow(1, rows)?;
@@ -173,27 +172,22 @@ pub fn cases() -> Vec<Case> {
         Case::new(format!("copy_columns {steps} x {batch} x {width}, options {options}"), 1.0, move |rec| {
             let x = rec.input("x", &[steps * batch, width + 2])?;
             let tensor = rec.activation("y", &[2, steps * batch, width + 1])?.row(1)?;
-            let lengths = if has_lengths { Some(rec.lengths("lengths", batch, steps)?) } else { None };
+            let lengths = has_lengths.then(|| rec.lengths("lengths", batch, steps)).transpose()?;
             let rows = BatchRows { batch, source_batch_first, target_batch_first, lengths };
             record_columns(rec, (&x, 2), (&Target { tensor, adds }, 1), width, Some(&rows))
         })
     };
-    let mut all = Vec::new();
-    for adds in [false, true] {
-        all.extend([1, 3, 257, 70_001].map(|len| whole(len, adds)));
-        for (size, source, result) in [
-            ([1, 1], [0, 1], [0, 1]),
-            ([1, 1], [3, 4], [1, 2]),
-            ([5, 3], [4, 7], [6, 9]),
-            ([17, 33], [3, 36], [1, 34]),
-            ([300, 16], [0, 16], [32, 48]),
-            ([300, 16], [3, 19], [1, 17]),
-        ] {
-            all.push(block(size, source, result, adds));
-        }
-    }
-    for options in 0..16 {
-        all.extend([[1, 1, 1], [5, 3, 17], [4, 33, 3]].map(|sizes| batches(sizes, options)));
-    }
+    let mut all = with_and_without([1, 3, 257, 70_001], whole);
+    let blocks = [
+        ([1, 1], [0, 1], [0, 1]),
+        ([1, 1], [3, 4], [1, 2]),
+        ([5, 3], [4, 7], [6, 9]),
+        ([17, 33], [3, 36], [1, 34]),
+        ([300, 16], [0, 16], [32, 48]),
+        ([300, 16], [3, 19], [1, 17]),
+    ];
+    all.extend(with_and_without(blocks, block));
+    let sizes = [[1, 1, 1], [5, 3, 17], [4, 33, 3]].into_iter();
+    all.extend(sizes.flat_map(|sizes| (0..16).map(move |options| batches(sizes, options))));
     all
 }

@@ -19,16 +19,9 @@ pub fn record(rec: &mut Recorder<'_>, step: &Tensor) -> Result<()> {
 }
 
 impl Kernel for Count {
-    const NAME: &'static str = "count";
-    plain!(["count"], |_| [1, 1, 1]);
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { step: 1 })
-    }
-
-    fn flops(&self) -> f64 {
-        1.0
-    }
+    word!("count", |_| [1, 1, 1]);
+    needs!(step: []);
+    flops!(1.0);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         s.step[0] = s.step[0].wrapping_add(1);

@@ -37,16 +37,9 @@ pub fn record(rec: &mut Recorder<'_>, step: &Tensor, mask: &Tensor, key: [u32; 2
 }
 
 impl Kernel for DropoutMask {
-    const NAME: &'static str = "dropout_mask";
-    plain!(["dropout_mask"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { step: 1, mask: sized(&[self.len])? })
-    }
-
-    fn flops(&self) -> f64 {
-        80.0 * self.len as f64
-    }
+    word!("dropout_mask", |k| fold_elements(k.len as u64, 256));
+    needs!(step: [], mask: [len]);
+    flops!(80.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for (mask, e) in s.mask.iter_mut().zip(0u32..) {

@@ -4,6 +4,7 @@
 //! dtable[v, e] (+)= sum of dy[r, e] over the rows r with ids[r] = v, in order
 //! ```
 
+use super::embedding_forward::same_rows;
 use super::prelude::*;
 
 parameters! {
@@ -28,31 +29,17 @@ const CHUNK: u32 = 32_768;
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, dy: &Tensor, dtable: &Target) -> Result<()> {
     let Target { tensor: dtable, adds } = dtable;
     rec.check_ids("recording the gradient of an embedding", ids, dtable.rows(), false)?;
-    if dy.rows() != ids.len() || dy.columns() != dtable.columns() {
-        let wanted = format!("[{}, {}]", ids.len(), dtable.columns());
-        return Err(Error::shape("recording the gradient of an embedding", wanted, dy.shape()));
-    }
+    same_rows("recording the gradient of an embedding", ids, dtable, dy)?;
     let [rows, columns, vocab_size] = [ids.len(), dtable.columns(), dtable.rows()].map(|size| size as u32);
     rec.push(EmbeddingBackward { rows, columns, vocab_size, adds: *adds as u32 }, Tensors { ids, dy, dtable })
 }
 
 impl Kernel for EmbeddingBackward {
-    const NAME: &'static str = "embedding_backward";
-    plain!(["embedding_backward"], |k| fold_elements(k.vocab_size as u64 * k.columns as u64, 256), |k| k
+    word!("embedding_backward", |k| fold_elements(k.vocab_size as u64 * k.columns as u64, 256), |k| k
         .rows
         .div_ceil(CHUNK));
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes {
-            ids: sized(&[self.rows])?,
-            dy: sized(&[self.rows, self.columns])?,
-            dtable: sized(&[self.vocab_size, self.columns])?,
-        })
-    }
-
-    fn flops(&self) -> f64 {
-        self.rows as f64 * self.columns as f64
-    }
+    needs!(ids: [rows], dy: [rows, columns], dtable: [vocab_size, columns]);
+    flops!(1.0, rows, columns);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
@@ -72,13 +59,10 @@ pub fn cases() -> Vec<Case> {
         Case::new(format!("embedding_backward {rows} {vocab} {columns}, adds {adds}"), 0.02, move |rec| {
             let ids = rec.tokens("ids", &[2, rows], vocab)?.row(1)?;
             let dy = rec.input("dy", &[3, rows, columns])?.row(1)?;
-            let tensor = match adds {
-                true => rec.activation("dtable", &[2, vocab, columns])?.row(1)?,
-                false => rec.activation("out", &[vocab, columns])?,
-            };
-            record(rec, &ids, &dy, &Target { tensor, adds })
+            let dtable = output(rec, "dtable", &[vocab, columns], adds)?;
+            record(rec, &ids, &dy, &dtable)
         })
     };
-    let sizes = [[1, 1, 1], [1, 7, 1], [7, 3, 5], [17, 7, 33], [64, 300, 17], [300, 7, 16], [40_000, 2, 1]].into_iter();
-    sizes.flat_map(|sizes| [false, true].map(|adds| case(sizes, adds))).collect()
+    let sizes = [[1, 1, 1], [1, 7, 1], [7, 3, 5], [17, 7, 33], [64, 300, 17], [300, 7, 16], [40_000, 2, 1]];
+    with_and_without(sizes, case)
 }

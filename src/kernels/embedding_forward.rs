@@ -20,27 +20,24 @@ operands! { EmbeddingForward { ids: read_words, table: read, y: write } }
 /// Records the look-up of `ids` in `table [V, E]` into `y [.., E]`.
 pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, table: &Tensor, y: &Tensor) -> Result<()> {
     rec.check_ids("recording an embedding", ids, table.rows(), false)?;
-    if y.rows() != ids.len() || y.columns() != table.columns() {
-        let wanted = format!("[{}, {}]", ids.len(), table.columns());
-        return Err(Error::shape("recording an embedding", wanted, y.shape()));
-    }
+    same_rows("recording an embedding", ids, table, y)?;
     let kernel = EmbeddingForward { rows: ids.len() as u32, columns: table.columns() as u32 };
     rec.push(kernel, Tensors { ids, table, y })
 }
 
+/// Error: y has not a row like those of `table` for each id.
+pub(super) fn same_rows(doing: &str, ids: &Tensor, table: &Tensor, y: &Tensor) -> Result<()> {
+    let wanted = [ids.len(), table.columns()];
+    ensure!([y.rows(), y.columns()] == wanted, Error::shape(doing, format!("{wanted:?}"), y.shape()));
+    Ok(())
+}
+
 impl Kernel for EmbeddingForward {
-    const NAME: &'static str = "embedding_forward";
-    plain!(["embedding_forward"], |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+    word!("embedding_forward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
 
-    fn needs(&self) -> Option<Sizes> {
-        // the table's rows are held against the ids when the step is recorded
-        let (ids, table) = (sized(&[self.rows])?, sized(&[self.columns])?);
-        Some(Sizes { ids, table, y: ids * table })
-    }
-
-    fn flops(&self) -> f64 {
-        self.rows as f64 * self.columns as f64
-    }
+    // the table's rows are held against the ids when the step is recorded
+    needs!(ids: [rows], table: [columns], y: [rows, columns]);
+    flops!(1.0, rows, columns);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
@@ -56,9 +53,8 @@ pub fn cases() -> Vec<Case> {
         Case::new(format!("embedding_forward {rows} {vocab} {columns}"), 1.0, move |rec| {
             let ids = rec.tokens("ids", &[2, rows], vocab)?.row(1)?;
             let table = rec.input("table", &[2, vocab, columns])?.row(1)?;
-            let out = rec.activation("out", &[rows + 1, columns])?;
-            rec.fill(&out.row(0)?, 0.5)?;
-            record(rec, &ids, &table, &out.narrow(1, rows)?)
+            let out = behind_a_row(rec, rows, columns)?;
+            record(rec, &ids, &table, &out)
         })
     };
     [[1, 1, 1], [1, 7, 1], [7, 3, 5], [17, 7, 33], [64, 300, 17], [300, 7, 16], [40_000, 2, 1]].map(case).into()

@@ -18,16 +18,9 @@ parameters! {
 operands! { Fill { result: write } }
 
 impl Kernel for Fill {
-    const NAME: &'static str = "fill";
-    plain!(["fill"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { result: sized(&[self.len])? })
-    }
-
-    fn flops(&self) -> f64 {
-        self.len as f64
-    }
+    word!("fill", |k| fold_elements(k.len as u64, 256));
+    needs!(result: [len]);
+    flops!(1.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         s.result.fill(T::of(self.value));

@@ -19,24 +19,15 @@ operands! { Highway { carry: write, x: read, h: read, y: write } }
 
 /// Records `y = carry x + (1 - carry) h`; `carry` holds the gate before its sigmoid on entry, and after it on return.
 pub fn record(rec: &mut Recorder<'_>, carry: &Tensor, x: &Tensor, h: &Tensor, y: &Tensor) -> Result<()> {
-    if let Some(other) = [carry, h, y].iter().find(|t| t.len() != x.len()) {
-        return Err(Error::shape("recording a highway", format!("{:?}", x.shape()), other.shape()));
-    }
+    same_len("recording a highway", x, &[carry, h, y])?;
     rec.push(Highway { len: x.len() as u32 }, Tensors { carry, x, h, y })
 }
 
 impl Kernel for Highway {
     const NAME: &'static str = "highway";
     plain!(["shared/activation", "highway"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        let len = sized(&[self.len])?;
-        Some(Sizes { carry: len, x: len, h: len, y: len })
-    }
-
-    fn flops(&self) -> f64 {
-        10.0 * self.len as f64
-    }
+    needs!(carry: [len], x: [len], h: [len], y: [len]);
+    flops!(10.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for e in 0..self.len as usize {

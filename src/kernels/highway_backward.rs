@@ -23,36 +23,16 @@ parameters! {
 operands! { HighwayBackward { carry: read, x: read, h: read, dy: read, dcarry: write, dx: write, dh: write } }
 
 /// Records the way back over the activated `carry`; writes `dcarry`, and writes or adds to `dx` and `dh`.
-#[allow(clippy::too_many_arguments)]
-pub fn record(
-    rec: &mut Recorder<'_>,
-    carry: &Tensor,
-    x: &Tensor,
-    h: &Tensor,
-    dy: &Tensor,
-    dcarry: &Tensor,
-    dx: &Target,
-    dh: &Target,
-) -> Result<()> {
-    if let Some(other) = [carry, h, dy, dcarry, &dx.tensor, &dh.tensor].iter().find(|t| t.len() != x.len()) {
-        return Err(Error::shape("recording the backward of a highway", format!("{:?}", x.shape()), other.shape()));
-    }
+pub fn record(rec: &mut Recorder<'_>, [carry, x, h, dy, dcarry]: [&Tensor; 5], [dx, dh]: [&Target; 2]) -> Result<()> {
+    same_len("recording the backward of a highway", x, &[carry, h, dy, dcarry, &dx.tensor, &dh.tensor])?;
     let kernel = HighwayBackward { len: x.len() as u32, adds_dx: dx.adds as u32, adds_dh: dh.adds as u32 };
     rec.push(kernel, Tensors { carry, x, h, dy, dcarry, dx: &dx.tensor, dh: &dh.tensor })
 }
 
 impl Kernel for HighwayBackward {
-    const NAME: &'static str = "highway_backward";
-    plain!(["highway_backward"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        let len = sized(&[self.len])?;
-        Some(Sizes { carry: len, x: len, h: len, dy: len, dcarry: len, dx: len, dh: len })
-    }
-
-    fn flops(&self) -> f64 {
-        8.0 * self.len as f64
-    }
+    word!("highway_backward", |k| fold_elements(k.len as u64, 256));
+    needs!(carry: [len], x: [len], h: [len], dy: [len], dcarry: [len], dx: [len], dh: [len]);
+    flops!(8.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for e in 0..self.len as usize {
@@ -75,17 +55,16 @@ pub fn cases() -> Vec<Case> {
             let dx = Target { tensor: rec.activation("dx", &[2, len])?.row(0)?, adds: adds_dx };
             let dh = Target { tensor: rec.activation("dh", &[2, len])?.row(1)?, adds: adds_dh };
             highway::record(rec, &carry, &x, &h, &y)?;
-            record(rec, &carry, &x, &h, &dy, &dcarry, &dx, &dh)
+            record(rec, [&carry, &x, &h, &dy, &dcarry], [&dx, &dh])
         })
     };
     let poisoned = Case::new("highway_backward 33, outputs replaced", 1.0, |rec| {
         let (gate, x) = (rec.input("gate", &[33])?, rec.input("x", &[33])?);
-        let (carry, y) = (rec.activation("carry", &[33])?, rec.activation("y", &[33])?);
-        let (dcarry, dx, dh) =
-            (rec.activation("out", &[33])?, rec.activation("dx", &[33])?, rec.activation("dh", &[33])?);
+        let mut slot = |name| rec.activation(name, &[33]);
+        let (carry, y, dcarry, dx, dh) = (slot("carry")?, slot("y")?, slot("out")?, slot("dx")?, slot("dh")?);
         copy_columns::record(rec, &gate, &Target::replace(&carry))?;
         highway::record(rec, &carry, &x, &gate, &y)?;
-        record(rec, &carry, &x, &gate, &x, &dcarry, &Target::replace(&dx), &Target::replace(&dh))
+        record(rec, [&carry, &x, &gate, &x, &dcarry], [&Target::replace(&dx), &Target::replace(&dh)])
     });
     let adds = [(false, false), (true, false), (false, true), (true, true)];
     let sizes = [(1, 1.0), (3, 1.0), (257, 8.0), (561, 3.0), (70_001, 1.0)];

@@ -21,19 +21,13 @@
 
 mod cpu;
 
+use super::prelude::*;
 use super::recurrence::lstm::{lstm_output_back, lstm_state_back};
 use super::recurrence::*;
-use super::prelude::*;
 
-/// Parameters of `lstm_backward`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LstmBackward(pub Sequence);
-
-impl Fields for LstmBackward {
-    const FIELDS: &'static [Field] = Sequence::FIELDS;
-    fn values(&self) -> Vec<f64> {
-        self.0.values()
-    }
+over_sequence! {
+    /// Parameters of `lstm_backward`.
+    LstmBackward
 }
 
 operands! { LstmBackward {
@@ -60,12 +54,7 @@ pub fn record(rec: &mut Recorder<'_>, of: &Recurrence, to: &Gradients) -> Result
 }
 
 /// Records it as the kernel that `wrap` makes of it.
-pub fn record_as<K>(
-    rec: &mut Recorder<'_>,
-    of: &Recurrence,
-    to: &Gradients,
-    wrap: fn(LstmBackward) -> K,
-) -> Result<()>
+pub fn record_as<K>(rec: &mut Recorder<'_>, of: &Recurrence, to: &Gradients, wrap: fn(LstmBackward) -> K) -> Result<()>
 where
     K: for<'a> Kernel<Tensors<'a> = Tensors<'a>>,
 {
@@ -108,14 +97,8 @@ fn stages(k: &Sequence, parts: &'static [Part], units: u32) -> Vec<Stage> {
             (true, true) => NORM | LENGTHS | PEEPHOLE,
         };
         let of = Sequence { options: k.options & seen, ..*k };
-        let options = [
-            ("from_h", from_h),
-            ("cell", cell),
-            ("has_lengths", of.has(LENGTHS)),
-            ("has_output_clip", of.has(OUTPUT_CLIP)),
-            ("normed", of.has(NORM)),
-        ];
-        let constants = [of.cell_constants(), options.to_vec()].concat();
+        let which = vec![("from_h", from_h), ("cell", cell)];
+        let constants = [of.overrides(CELL_OPTIONS | LENGTHS | OUTPUT_CLIP | NORM), which].concat();
         Stage::new(parts, &names, k.tiles(width, units)).with_constants(&constants)
     };
     let mut all = match k.has(PROJECTION) {
@@ -124,11 +107,10 @@ fn stages(k: &Sequence, parts: &'static [Part], units: u32) -> Vec<Stage> {
     };
     if k.has(NORM) {
         let grid = fold(k.batch as u64 * k.directions as u64);
-        let parts = wgsl!["shared/activation", "shared/sequence", "shared/total", "lstm_cell", "lstm_backward_norm"];
+        let parts = wgsl![ACTIVATION, SEQUENCE, TOTAL, CELL, "lstm_backward_norm"];
         let names = ["gates", "c", "dc", "peephole", "mask", "layer_norm", "normalized", "dnormalized"];
-        let constants = [k.cell_constants(), vec![("has_lengths", k.has(LENGTHS))]].concat();
-        all.push(Stage::new(parts, &names, grid).with_constants(&constants));
-        let parts = wgsl!["shared/sequence", "shared/total", "lstm_backward_norm_gates"];
+        all.push(Stage::new(parts, &names, grid).with_constants(&k.overrides(CELL_OPTIONS | LENGTHS)));
+        let parts = wgsl![SEQUENCE, TOTAL, "lstm_backward_norm_gates"];
         all.push(Stage::new(parts, &["dgates", "layer_norm", "normalized", "dnormalized"], grid));
     }
     all
@@ -136,45 +118,16 @@ fn stages(k: &Sequence, parts: &'static [Part], units: u32) -> Vec<Stage> {
 
 impl Kernel for LstmBackward {
     const NAME: &'static str = "lstm_backward";
-    const FORM: &'static str = "lanes";
-    const PACKS: &'static [&'static str] = &["weight_hh", "weight_hr"];
+    over_sequence!();
 
-    fn variants() -> &'static [Variant<Self>] {
-        &[
-            Variant {
-                name: "per_step_registers",
-                fits: |k, of, adapter| match adapter.class {
-                    AdapterClass::Software => {
-                        let views = [of.weight_hh, of.gates, of.c, of.dgates, of.dh, of.dc].map(Some);
-                        let more = [of.peephole, of.mask, of.weight_hr, of.h];
-                        k.0.in_quads(&[&views[..], &more].concat())
-                    }
-                    AdapterClass::Hardware => Err("for software adapters, where barriers are dear".into()),
-                },
-                stages: |k| {
-                    let parts = wgsl![
-                        "shared/activation",
-                        "shared/sequence",
-                        "shared/madd",
-                        "lstm_cell",
-                        "lstm_backward_registers"
-                    ];
-                    stages(&k.0, parts, 64)
-                },
-                repeats: |k| k.0.steps + 1,
-                scratch: |_| Vec::new(),
-            },
-            Variant {
-                name: "per_step",
-                fits: |_, _, _| Ok(()),
-                stages: |k| {
-                    let parts = wgsl!["shared/activation", "shared/sequence", "lstm_cell", "lstm_backward"];
-                    stages(&k.0, parts, 8)
-                },
-                repeats: |k| k.0.steps + 1,
-                scratch: |_| Vec::new(),
-            },
-        ]
+    variants! { |k| k.0.steps + 1,
+        "per_step_registers": |k, of, adapter| {
+            let views = [of.weight_hh, of.gates, of.c, of.dgates, of.dh, of.dc].map(Some);
+            let more = [of.peephole, of.mask, of.weight_hr, of.h];
+            for_software(adapter, || k.0.in_quads(&[&views[..], &more].concat()))
+        } => |k| stages(&k.0, wgsl![ACTIVATION, SEQUENCE, MADD, CELL, "lstm_backward_registers"], 64),
+        "per_step": |_, _, _| Ok(()) =>
+            |k| stages(&k.0, wgsl![ACTIVATION, SEQUENCE, CELL, "lstm_backward"], 8)
     }
 
     fn needs(&self) -> Option<Sizes> {
@@ -184,21 +137,10 @@ impl Kernel for LstmBackward {
         self.0.is_sound().then(sizes)
     }
 
-    fn packing(&self) -> Vec<u32> {
-        self.0.packing()
-    }
-
-    fn flops(&self) -> f64 {
-        self.0.flops()
-    }
-
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let k = &self.0;
         let [steps, batch, hidden, outputs] = k.sizes();
-        let rows = k.directions().iter().enumerate().flat_map(|(d, direction)| {
-            (0..=steps).flat_map(move |n| (0..batch).map(move |row| (d, *direction, n, row)))
-        });
-        for (d, direction, n, row) in rows {
+        for (d, direction, n, row) in k.rows(steps + 1) {
             let state = |of: usize| (d * (steps + 1) + of) * batch + row;
             let time_row = |t: usize| (d * steps + t) * batch + row;
             let (time, after) = back(direction, n, steps);
@@ -236,11 +178,7 @@ impl Kernel for LstmBackward {
             }
             let dh = &mut s.dh[after * outputs..][..outputs];
             if let Some(limit) = k.output_clip::<T>() {
-                for p in 0..outputs {
-                    if !within(s.h[after * outputs + p], limit) {
-                        dh[p] = T::ZERO;
-                    }
-                }
+                stop_at(limit, dh, &s.h[after * outputs..]);
             }
             let weight_hr = s.weight_hr.get(d * k.weight_hr_stride as usize..).unwrap_or_default();
             let dm = |j: usize| match k.has(PROJECTION) {
@@ -293,10 +231,6 @@ impl Kernel for LstmBackward {
                 }
             }
         }
-    }
-
-    fn execute<T: Float>(&self, slices: Slices<'_, T>, scratch: &mut Scratch<T>) {
-        cpu::execute(&self.0, slices, scratch);
     }
 }
 

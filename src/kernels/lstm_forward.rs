@@ -13,19 +13,13 @@
 
 mod cpu;
 
+use super::prelude::*;
 use super::recurrence::lstm::{lstm_output, lstm_state};
 use super::recurrence::*;
-use super::prelude::*;
 
-/// Parameters of `lstm_forward`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LstmForward(pub Sequence);
-
-impl Fields for LstmForward {
-    const FIELDS: &'static [Field] = Sequence::FIELDS;
-    fn values(&self) -> Vec<f64> {
-        self.0.values()
-    }
+over_sequence! {
+    /// Parameters of `lstm_forward`.
+    LstmForward
 }
 
 operands! { LstmForward {
@@ -60,102 +54,54 @@ where
     rec.push(wrap(LstmForward(sequence)), tensors)
 }
 
-/// What a norm and a projection add behind the first stage of a step.
-fn later_stages(k: &Sequence, registers: bool) -> Vec<Stage> {
-    let mut stages = Vec::new();
-    let lengths = ("has_lengths", k.has(LENGTHS));
-    if k.has(NORM) {
-        let output = if k.has(PROJECTION) { "m" } else { "h" };
-        let names = ["gates", "c", output, "lengths", "peephole", "mask", "layer_norm", "normalized"];
-        let parts = wgsl!["shared/activation", "shared/sequence", "shared/total", "lstm_cell", "lstm_forward_norm"];
-        let stage = Stage::new(parts, &names, fold(k.batch as u64 * k.directions as u64));
-        let constants = [k.cell_constants(), vec![lengths, ("projected", k.has(PROJECTION))]].concat();
-        stages.push(stage.with_constants(&constants));
-    }
-    if k.has(PROJECTION) {
-        let (parts, tile) = match registers {
-            true => (wgsl!["shared/activation", "shared/sequence", "shared/madd", "lstm_forward_project_registers"] as &[_], 32),
-            false => (wgsl!["shared/activation", "shared/sequence", "lstm_forward_project"] as &[_], 8),
-        };
-        let stage = Stage::new(parts, &["weight_hr", "m", "h", "lengths"], k.tiles(k.outputs, tile));
-        stages.push(stage.with_constants(&[lengths, ("has_output_clip", k.has(OUTPUT_CLIP))]));
-    }
-    stages
-}
-
-/// The stages of a step; the first is `parts` over tiles of 8 rows and `units` units.
-fn stages(k: &Sequence, parts: &'static [crate::kernel::Part], units: u32, registers: bool) -> Vec<Stage> {
+/// The stages of a step; the first and the projection are over tiles of 8 rows and `units` units or outputs.
+fn stages(k: &Sequence, first: &'static [Part], project: &'static [Part], units: u32) -> Vec<Stage> {
     let names = ["weight_hh", "gates", "h", "c", "lengths", "peephole", "mask", "m"];
     // with a norm the cell comes later: its options are off, so that fewer pipelines are built
     let of = Sequence { options: if k.has(NORM) { NORM } else { k.options }, ..*k };
-    let options = [("has_lengths", of.has(LENGTHS)), ("projected", of.has(PROJECTION)), ("normed", of.has(NORM))];
-    let first = Stage::new(parts, &names, k.tiles(k.hidden, units));
-    let mut all = vec![first.with_constants(&[of.cell_constants(), options.to_vec()].concat())];
-    all.extend(later_stages(k, registers));
+    let stage = Stage::new(first, &names, k.tiles(k.hidden, units));
+    let mut all = vec![stage.with_constants(&of.overrides(CELL_OPTIONS | LENGTHS | PROJECTION | NORM))];
+    if k.has(NORM) {
+        let output = if k.has(PROJECTION) { "m" } else { "h" };
+        let names = ["gates", "c", output, "lengths", "peephole", "mask", "layer_norm", "normalized"];
+        let parts = wgsl![ACTIVATION, SEQUENCE, TOTAL, CELL, "lstm_forward_norm"];
+        let stage = Stage::new(parts, &names, fold(k.batch as u64 * k.directions as u64));
+        all.push(stage.with_constants(&k.overrides(CELL_OPTIONS | LENGTHS | PROJECTION)));
+    }
+    if k.has(PROJECTION) {
+        let stage = Stage::new(project, &["weight_hr", "m", "h", "lengths"], k.tiles(k.outputs, units));
+        all.push(stage.with_constants(&k.overrides(LENGTHS | OUTPUT_CLIP)));
+    }
     all
 }
 
 impl Kernel for LstmForward {
     const NAME: &'static str = "lstm_forward";
-    const FORM: &'static str = "lanes";
-    const PACKS: &'static [&'static str] = &["weight_hh", "weight_hr"];
+    over_sequence!();
 
-    fn variants() -> &'static [Variant<Self>] {
-        &[
-            Variant {
-                name: "per_step_registers",
-                fits: |k, of, adapter: &Adapter| match adapter.class {
-                    AdapterClass::Software => {
-                        let views = [Some(of.weight_hh), Some(of.gates), Some(of.h), Some(of.c), of.peephole, of.mask, of.m, of.weight_hr];
-                        k.0.in_quads(&views)
-                    }
-                    AdapterClass::Hardware => Err("for software adapters, where barriers are dear".into()),
-                },
-                stages: |k| {
-                    let parts = wgsl![
-                        "shared/activation",
-                        "shared/sequence",
-                        "shared/madd",
-                        "lstm_cell",
-                        "lstm_forward_registers"
-                    ];
-                    stages(&k.0, parts, 32, true)
-                },
-                repeats: |k| k.0.steps,
-                scratch: |_| Vec::new(),
-            },
-            Variant {
-                name: "per_step",
-                fits: |_, _, _| Ok(()),
-                stages: |k| {
-                    let parts = wgsl!["shared/activation", "shared/sequence", "lstm_cell", "lstm_forward"];
-                    stages(&k.0, parts, 8, false)
-                },
-                repeats: |k| k.0.steps,
-                scratch: |_| Vec::new(),
-            },
-        ]
+    variants! { |k| k.0.steps,
+        "per_step_registers": |k, of, adapter| {
+            let views = [of.weight_hh, of.gates, of.h, of.c].map(Some);
+            let more = [of.peephole, of.mask, of.m, of.weight_hr];
+            for_software(adapter, || k.0.in_quads(&[&views[..], &more].concat()))
+        } => |k| {
+            let first = wgsl![ACTIVATION, SEQUENCE, MADD, CELL, "lstm_forward_registers"];
+            stages(&k.0, first, wgsl![ACTIVATION, SEQUENCE, MADD, "lstm_forward_project_registers"], 32)
+        },
+        "per_step": |_, _, _| Ok(()) => |k| {
+            let first = wgsl![ACTIVATION, SEQUENCE, CELL, "lstm_forward"];
+            stages(&k.0, first, wgsl![ACTIVATION, SEQUENCE, "lstm_forward_project"], 8)
+        }
     }
 
     fn needs(&self) -> Option<Sizes> {
         self.0.is_sound().then(|| Sizes::of(|name| self.0.elements(name)))
     }
 
-    fn packing(&self) -> Vec<u32> {
-        self.0.packing()
-    }
-
-    fn flops(&self) -> f64 {
-        self.0.flops()
-    }
-
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let k = &self.0;
         let [steps, batch, hidden, outputs] = k.sizes();
-        let rows = k.directions().iter().enumerate().flat_map(|(d, direction)| {
-            (0..steps).flat_map(move |n| (0..batch).map(move |row| (d, *direction, n, row)))
-        });
-        for (d, direction, n, row) in rows {
+        for (d, direction, n, row) in k.rows(steps) {
             let t = direction.time(n, steps);
             let state = |of: usize| (d * (steps + 1) + of) * batch + row;
             let (before, after) = (state(direction.row_before(t)), state(direction.row_after(t)));
@@ -234,10 +180,6 @@ impl Kernel for LstmForward {
                 }
             }
         }
-    }
-
-    fn execute<T: Float>(&self, slices: Slices<'_, T>, scratch: &mut Scratch<T>) {
-        cpu::execute(&self.0, slices, scratch);
     }
 }
 

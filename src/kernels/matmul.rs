@@ -12,8 +12,8 @@
 //! | yes | yes | `[k,m]` | `[n,k]` | for completeness |
 
 use super::prelude::*;
-use crate::tile;
 use crate::float::Vectorized;
+use crate::tile;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -45,6 +45,9 @@ operands! { Matmul { a: read, b: read, bias: [read], second_bias: [read], c: wri
 /// Terms of the sum in one dispatch, `CHUNK` in the shaders.
 const CHUNK: u32 = 32_768;
 
+/// What the shaders bind.
+const ALL: [&str; 5] = ["a", "b", "bias", "second_bias", "c"];
+
 /// A tensor as the matrix that all its axes but the last flatten to.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
@@ -74,26 +77,15 @@ impl<'a> Matrix<'a> {
 }
 
 /// Records `c (+)= a b + biases`, two biases at most.
-pub fn record(
-    rec: &mut Recorder<'_>,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    biases: &[&Tensor],
-    c: &Target,
-) -> Result<()> {
+pub fn record(rec: &mut Recorder<'_>, a: Matrix<'_>, b: Matrix<'_>, biases: &[&Tensor], c: &Target) -> Result<()> {
     let (([m, k], [a_row, a_column]), ([b_k, n], [b_row, b_column])) = (a.layout(), b.layout());
-    if b_k != k {
-        let wanted = format!("{k} values to sum over, as in {:?}", a.tensor.shape());
-        return Err(Error::shape("recording a matrix product", wanted, b.tensor.shape()));
-    }
-    if c.tensor.len() != m * n {
-        let wanted = format!("[{m}, {n}]");
-        return Err(Error::shape("recording the result of a matrix product", wanted, c.tensor.shape()));
-    }
+    let wanted = format!("{k} values to sum over, as in {:?}", a.tensor.shape());
+    ensure!(b_k == k, Error::shape("recording a matrix product", wanted, b.tensor.shape()));
+    let (doing, wanted) = ("recording the result of a matrix product", format!("[{m}, {n}]"));
+    ensure!(c.tensor.len() == m * n, Error::shape(doing, wanted, c.tensor.shape()));
     ensure!(biases.len() <= 2, Error::config("recording the biases of a matrix product", "two at most", biases.len()));
-    if let Some(bias) = biases.iter().find(|bias| bias.len() != n) {
-        return Err(Error::shape("recording the bias of a matrix product", format!("[{n}]"), bias.shape()));
-    }
+    let wrong = |bias: &Tensor| Error::shape("recording the bias of a matrix product", format!("[{n}]"), bias.shape());
+    biases.iter().try_for_each(|bias| if bias.len() == n { Ok(()) } else { Err(wrong(bias)) })?;
     let [m, n, k] = [m, n, k].map(|size| size as u32);
     let (count, adds) = (biases.len() as u32, c.adds as u32);
     let kernel = Matmul { m, n, k, a_row, a_column, b_row, b_column, biases: count, adds };
@@ -110,15 +102,11 @@ impl Matmul {
     /// Whether every vector of four that `matmul_registers` loads lies on a multiple of four.
     fn in_quads(&self, of: &Tensors<'_>) -> Result<(), String> {
         let (a, b) = self.transposed();
-        let a_rows = if a { self.m } else { 0 };
-        let strides = [if a { self.a_column } else { self.a_row }, if b { self.b_column } else { self.b_row }];
-        let offsets = [Some(of.a), Some(of.b), of.bias, of.second_bias, Some(of.c)];
-        let offsets = offsets.into_iter().flatten().map(|view| view.offset as u32);
-        let sizes = [self.n, self.k, a_rows, strides[0], strides[1]];
-        match sizes.into_iter().chain(offsets).find(|size| size % 4 != 0) {
-            None => Ok(()),
-            Some(size) => Err(format!("a size, a distance or a first element, {size}, is no multiple of 4")),
-        }
+        let (a_rows, a_stride) = if a { (self.m, self.a_column) } else { (0, self.a_row) };
+        let b_stride = if b { self.b_column } else { self.b_row };
+        let strides = [a_stride, b_stride].map(|stride| ("a distance,", stride));
+        let sizes = [self.n, self.k, a_rows].map(|size| ("a size,", size));
+        multiples_of_four(sizes.into_iter().chain(strides), &Self::list(of))
     }
 }
 
@@ -127,35 +115,17 @@ impl Kernel for Matmul {
     const FORM: &'static str = "rows_or_gemm";
     const PACKS: &'static [&'static str] = &["b"];
 
-    fn variants() -> &'static [Variant<Self>] {
-        const ALL: [&str; 5] = ["a", "b", "bias", "second_bias", "c"];
-        &[
-            Variant {
-                name: "registers",
-                fits: |k, of, adapter| match adapter.class {
-                    AdapterClass::Software => k.in_quads(of),
-                    AdapterClass::Hardware => Err("for software adapters, where barriers are dear".into()),
-                },
-                stages: |k| {
-                    let (a, b) = k.transposed();
-                    let grid = fold(k.n.div_ceil(128) as u64 * k.m.div_ceil(8) as u64);
-                    let stage = Stage::new(wgsl!["shared/madd", "matmul_registers"], &ALL, grid);
-                    vec![stage.with_constants(&[("transpose_a", a), ("transpose_b", b)])]
-                },
-                repeats: |k| k.k.div_ceil(CHUNK),
-                scratch: |_| Vec::new(),
-            },
-            Variant {
-                name: "tiles",
-                fits: |_, _, _| Ok(()),
-                stages: |k| {
-                    let grid = fold(k.n.div_ceil(64) as u64 * k.m.div_ceil(64) as u64);
-                    vec![Stage::new(wgsl!["matmul"], &ALL, grid)]
-                },
-                repeats: |k| k.k.div_ceil(CHUNK),
-                scratch: |_| Vec::new(),
-            },
-        ]
+    variants! { |k| k.k.div_ceil(CHUNK),
+        "registers": |k, of, adapter| for_software(adapter, || k.in_quads(of)) => |k| {
+            let (a, b) = k.transposed();
+            let grid = fold(k.n.div_ceil(128) as u64 * k.m.div_ceil(8) as u64);
+            let stage = Stage::new(wgsl!["shared/madd", "matmul_registers"], &ALL, grid);
+            vec![stage.with_constants(&[("transpose_a", a), ("transpose_b", b)])]
+        },
+        "tiles": |_, _, _| Ok(()) => |k| {
+            let grid = fold(k.n.div_ceil(64) as u64 * k.m.div_ceil(64) as u64);
+            vec![Stage::new(wgsl!["matmul"], &ALL, grid)]
+        }
     }
 
     fn needs(&self) -> Option<Sizes> {
@@ -177,9 +147,7 @@ impl Kernel for Matmul {
         vec![self.n, self.k, self.b_row, self.b_column]
     }
 
-    fn flops(&self) -> f64 {
-        2.0 * self.m as f64 * self.n as f64 * self.k as f64
-    }
+    flops!(2.0, m, n, k);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for m in 0..self.m {
@@ -242,12 +210,10 @@ impl Matmul {
                 T::vectorize(RowsOf { n, k, x, free, panels, biases, c, read_c });
             }
         };
-        match tasks {
-            1 => task(((x, free), c)),
-            _ => {
-                x.par_chunks(rows * k).zip(free.par_chunks_mut(some * k)).zip(c.par_chunks_mut(rows * n)).for_each(task)
-            }
+        if tasks == 1 {
+            return task(((x, free), c));
         }
+        x.par_chunks(rows * k).zip(free.par_chunks_mut(some * k)).zip(c.par_chunks_mut(rows * n)).for_each(task);
     }
 }
 
@@ -352,19 +318,19 @@ fn product<T: Float>([m, n, k]: [usize; 3], a: &[T], b: &[T], c: &mut [T], strid
 /// Every transposition, with and without biases and a sum; views; sums beyond 65,535 terms.
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let sizes = [(1, 1, 1), (3, 5, 7), (8, 16, 4), (9, 132, 20), (33, 65, 17), (64, 64, 64), (70, 4, 129), (1, 256, 64)];
+    let sizes =
+        [(1, 1, 1), (3, 5, 7), (8, 16, 4), (9, 132, 20), (33, 65, 17), (64, 64, 64), (70, 4, 129), (1, 256, 64)];
     for (m, n, k) in sizes {
         for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
             for (bias, adds) in [(false, false), (true, false), (false, true), (true, true)] {
                 all.push(Case::new(format!("matmul {m} {n} {k} {ta} {tb} {bias} {adds}"), 1.0, move |rec| {
                     let a = rec.input("a", &if ta { [k, m] } else { [m, k] })?;
                     let b = rec.input("b", &if tb { [n, k] } else { [k, n] })?;
-                    let bias = if bias { Some(rec.input("bias", &[n])?) } else { None };
-                    let second = if bias.is_some() && ta { Some(rec.input("second_bias", &[n])?) } else { None };
+                    let names = &["bias", "second_bias"][..if bias { 1 + ta as usize } else { 0 }];
+                    let biases = names.iter().map(|name| rec.input(name, &[n])).collect::<Result<Vec<_>>>()?;
                     let tensor = rec.activation(if adds { "c" } else { "out" }, &[m, n])?;
-                    let biases: Vec<_> = bias.iter().chain(&second).collect();
                     let (a, b) = (Matrix { tensor: &a, transposed: ta }, Matrix { tensor: &b, transposed: tb });
-                    record(rec, a, b, &biases, &Target { tensor, adds })
+                    record(rec, a, b, &biases.iter().collect::<Vec<_>>(), &Target { tensor, adds })
                 }));
             }
         }

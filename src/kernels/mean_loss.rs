@@ -18,27 +18,14 @@ parameters! {
 operands! { MeanLoss { row_losses: read, loss: write, accuracy: write, counted: write } }
 
 /// Records mean loss, accuracy and count, each `[1]`, of `row_losses [.., 3]`.
-pub fn record(
-    rec: &mut Recorder<'_>,
-    row_losses: &Tensor,
-    loss: &Tensor,
-    accuracy: &Tensor,
-    counted: &Tensor,
-) -> Result<()> {
+pub fn record(rec: &mut Recorder<'_>, row_losses: &Tensor, [loss, accuracy, counted]: [&Tensor; 3]) -> Result<()> {
     rec.push(MeanLoss { rows: row_losses.rows() as u32 }, Tensors { row_losses, loss, accuracy, counted })
 }
 
 impl Kernel for MeanLoss {
-    const NAME: &'static str = "mean_loss";
-    plain!(["mean_loss"], |_| [1, 1, 1]);
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { row_losses: sized(&[self.rows, 3])?, loss: 1, accuracy: 1, counted: 1 })
-    }
-
-    fn flops(&self) -> f64 {
-        3.0 * self.rows as f64
-    }
+    word!("mean_loss", |_| [1, 1, 1]);
+    needs!(row_losses: [rows, 3], loss: [], accuracy: [], counted: []);
+    flops!(3.0, rows);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         // in f64: an f32 stops counting at 2^24
@@ -59,11 +46,11 @@ pub fn cases() -> Vec<Case> {
             let (logits, targets) = (rec.input("logits", &[rows, 3])?, rec.targets("targets", &[rows], 3)?);
             let probabilities = rec.activation("probabilities", &[rows, 3])?;
             let row_losses = rec.activation("row_losses", &[rows + 1, 3])?.narrow(1, rows)?;
-            softmax_cross_entropy::record(rec, &logits, &targets, &probabilities, &row_losses)?;
+            softmax_cross_entropy::record(rec, [&logits, &targets, &probabilities, &row_losses])?;
             let loss = rec.activation("loss", &[3])?.narrow(1, 1)?;
             let accuracy = rec.activation("accuracy", &[2])?.narrow(1, 1)?;
             let counted = rec.activation("counted", &[1])?;
-            record(rec, &row_losses, &loss, &accuracy, &counted)
+            record(rec, &row_losses, [&loss, &accuracy, &counted])
         })
     };
     [1, 3, 65, 257, 70_001].map(case).into()

@@ -5,7 +5,10 @@
 //! benches run. How they fit together: [`crate::kernel`].
 
 use crate::case::Case;
-use crate::kernel::{Field, Kernel};
+use crate::error::{Error, Result};
+use crate::kernel::{Adapter, AdapterClass, Field, Kernel};
+use crate::recorder::{Recorder, Target};
+use crate::tensor::Tensor;
 
 /// What can be said of a kernel without its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +33,50 @@ const fn describe<K: Kernel>(cases: fn() -> Vec<Case>) -> Description {
         fields: K::FIELDS,
         cases,
     }
+}
+
+/// `Kernel::NAME` and `Kernel::variants` of a kernel with one variant, `plain`: one file that is called like the kernel.
+macro_rules! word {
+    ($name:literal $(, $grid_and_repeats:expr)+) => {
+        const NAME: &'static str = $name;
+        plain!([$name] $(, $grid_and_repeats)+);
+    };
+}
+
+/// `Kernel::variants` without scratch, all repeated equally often: when each fits, and its stages.
+macro_rules! variants {
+    ($repeats:expr, $($name:literal: $fits:expr => $stages:expr),*) => {
+        fn variants() -> &'static [Variant<Self>] {
+            &[$(Variant {
+                name: $name,
+                fits: $fits,
+                stages: $stages,
+                repeats: $repeats,
+                scratch: |_| Vec::new(),
+            }),*]
+        }
+    };
+}
+
+/// `Kernel::needs`: of each operand the product of some parameters, 1 without any; then what must not be zero either.
+macro_rules! needs {
+    ($($operand:ident: [$($size:tt),*]),* $(; $above_zero:ident)?) => {
+        fn needs(&self) -> Option<Sizes> {
+            $(sized(&[self.$above_zero])?;)?
+            Some(Sizes { $($operand: sized(&[$(needs!(@size self $size)),*])?),* })
+        }
+    };
+    (@size $of:ident $size:literal) => { $size };
+    (@size $of:ident $size:ident) => { $of.$size };
+}
+
+/// `Kernel::flops`: so many for each of a product of parameters.
+macro_rules! flops {
+    ($each:literal $(, $size:ident)*) => {
+        fn flops(&self) -> f64 {
+            $each $(* self.$size as f64)*
+        }
+    };
 }
 
 /// The modules, and the list of them.
@@ -69,8 +116,58 @@ kernels! {
 
 pub mod recurrence;
 
+/// Error: one of these tensors has not as many elements as `like`.
+fn same_len(doing: &str, like: &Tensor, all: &[&Tensor]) -> Result<()> {
+    match all.iter().find(|tensor| tensor.len() != like.len()) {
+        None => Ok(()),
+        Some(other) => Err(Error::shape(doing, format!("{:?}", like.shape()), other.shape())),
+    }
+}
+
+/// Whether an adapter should run a variant with large sums in registers, and `fits` says that it can.
+fn for_software(adapter: &Adapter, fits: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    match adapter.class {
+        AdapterClass::Software => fits(),
+        AdapterClass::Hardware => Err("for software adapters, where barriers are dear".into()),
+    }
+}
+
+/// Whether sizes and the first elements of views are multiples of four, so that a shader can load vectors of four.
+fn multiples_of_four(
+    sizes: impl IntoIterator<Item = (&'static str, u32)>,
+    views: &[Option<&Tensor>],
+) -> Result<(), String> {
+    let offsets = views.iter().flatten().map(|view| ("a first element,", view.offset as u32));
+    match sizes.into_iter().chain(offsets).find(|(_, size)| size % 4 != 0) {
+        None => Ok(()),
+        Some((what, size)) => Err(format!("{what} {size} is no multiple of 4")),
+    }
+}
+
+/// What a case writes: a slot `out`, or the second row of a slot `name` if it adds to what is there.
+fn output(rec: &mut Recorder<'_>, name: &str, shape: &[usize], adds: bool) -> Result<Target> {
+    let tensor = match adds {
+        true => rec.activation(name, &[&[2], shape].concat())?.row(1)?,
+        false => rec.activation("out", shape)?,
+    };
+    Ok(Target { tensor, adds })
+}
+
+/// Rows behind a first one in a slot `out`, of which nothing may be read or written: that one is filled before.
+fn behind_a_row(rec: &mut Recorder<'_>, rows: usize, columns: usize) -> Result<Tensor> {
+    let out = rec.activation("out", &[rows + 1, columns])?;
+    rec.fill(&out.row(0)?, 0.5)?;
+    out.narrow(1, rows)
+}
+
+/// Pairs of what a case may be, each with the second and without.
+fn with_and_without<S: Copy>(sizes: impl IntoIterator<Item = S>, case: impl Fn(S, bool) -> Case) -> Vec<Case> {
+    sizes.into_iter().flat_map(|size| [false, true].map(|adds| case(size, adds))).collect()
+}
+
 /// What every kernel is written with.
 mod prelude {
+    pub(super) use super::{behind_a_row, for_software, multiples_of_four, output, same_len, with_and_without};
     pub(super) use crate::case::Case;
     pub(super) use crate::error::{Error, Result, ensure};
     pub(super) use crate::float::Float;

@@ -22,27 +22,18 @@ operands! { Multiply { x: read, factor: read, y: write } }
 /// Records `y (+)= x factor`; the factor's length divides that of x, such as `[B, H]` for `[T, B, H]`.
 pub fn record(rec: &mut Recorder<'_>, x: &Tensor, factor: &Tensor, y: &Target) -> Result<()> {
     let Target { tensor: y, adds } = y;
-    ensure!(x.len() == y.len(), Error::shape("recording a product of elements", format!("{:?}", x.shape()), y.shape()));
-    if !x.len().is_multiple_of(factor.len()) {
-        let wanted = format!("a factor whose length divides that of {:?}", x.shape());
-        return Err(Error::shape("recording a product of elements", wanted, factor.shape()));
-    }
+    let doing = "recording a product of elements";
+    same_len(doing, x, &[y])?;
+    let wanted = format!("a factor whose length divides that of {:?}", x.shape());
+    ensure!(x.len().is_multiple_of(factor.len()), Error::shape(doing, wanted, factor.shape()));
     let kernel = Multiply { len: x.len() as u32, factor_len: factor.len() as u32, adds: *adds as u32 };
     rec.push(kernel, Tensors { x, factor, y })
 }
 
 impl Kernel for Multiply {
-    const NAME: &'static str = "multiply";
-    plain!(["multiply"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        let len = sized(&[self.len])?;
-        Some(Sizes { x: len, factor: sized(&[self.factor_len])?, y: len })
-    }
-
-    fn flops(&self) -> f64 {
-        self.len as f64
-    }
+    word!("multiply", |k| fold_elements(k.len as u64, 256));
+    needs!(x: [len], factor: [factor_len], y: [len]);
+    flops!(1.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let len = s.factor.len();
@@ -59,8 +50,8 @@ pub fn cases() -> Vec<Case> {
     let whole = |[len, times]: [usize; 2], adds: bool| {
         Case::new(format!("multiply {times} x {len}, adds {adds}"), 1.0, move |rec| {
             let (x, factor) = (rec.input("x", &[times, len])?, rec.input("factor", &[len])?);
-            let tensor = rec.activation(if adds { "y" } else { "out" }, &[times, len])?;
-            record(rec, &x, &factor, &Target { tensor, adds })
+            let y = output(rec, "y", &[times, len], adds)?;
+            record(rec, &x, &factor, &y)
         })
     };
     let views = |[len, times]: [usize; 2], adds: bool| {

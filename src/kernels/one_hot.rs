@@ -25,16 +25,9 @@ pub fn record(rec: &mut Recorder<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
 }
 
 impl Kernel for OneHot {
-    const NAME: &'static str = "one_hot";
-    plain!(["one_hot"], |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { ids: sized(&[self.rows])?, y: sized(&[self.rows, self.columns])? })
-    }
-
-    fn flops(&self) -> f64 {
-        self.rows as f64 * self.columns as f64
-    }
+    word!("one_hot", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+    needs!(ids: [rows], y: [rows, columns]);
+    flops!(1.0, rows, columns);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for (id, y) in s.ids.iter().zip(s.y.chunks_exact_mut(self.columns as usize)) {
@@ -49,9 +42,8 @@ pub fn cases() -> Vec<Case> {
     let case = |[rows, vocab]: [usize; 2]| {
         Case::new(format!("one_hot {rows} {vocab}"), 1.0, move |rec| {
             let ids = rec.tokens("ids", &[2, rows], vocab)?.row(1)?;
-            let out = rec.activation("out", &[rows + 1, vocab])?;
-            rec.fill(&out.row(0)?, 0.5)?;
-            record(rec, &ids, &out.narrow(1, rows)?)
+            let out = behind_a_row(rec, rows, vocab)?;
+            record(rec, &ids, &out)
         })
     };
     [[1, 1], [1, 7], [7, 3], [17, 7], [300, 7], [64, 300], [40_000, 2]].map(case).into()

@@ -29,25 +29,16 @@ pub fn record(
     y: &Target,
 ) -> Result<()> {
     let Target { tensor: y, adds } = y;
-    ensure!(x.len() == y.len(), Error::shape("recording a multiple", format!("{:?}", x.shape()), y.shape()));
+    same_len("recording a multiple", x, &[y])?;
     ensure!(factor.len() == 1, Error::shape("recording the factor of a multiple", "[1]", factor.shape()));
     let kernel = Scale { len: x.len() as u32, adds: *adds as u32, divisor: divisor as u32, alpha };
     rec.push(kernel, Tensors { x, factor, y })
 }
 
 impl Kernel for Scale {
-    const NAME: &'static str = "scale";
-    plain!(["scale"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        sized(&[self.divisor])?;
-        let len = sized(&[self.len])?;
-        Some(Sizes { x: len, factor: 1, y: len })
-    }
-
-    fn flops(&self) -> f64 {
-        2.0 * self.len as f64
-    }
+    word!("scale", |k| fold_elements(k.len as u64, 256));
+    needs!(x: [len], factor: [], y: [len]; divisor);
+    flops!(2.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let factor = T::of(self.alpha) / T::of(self.divisor as f64) * s.factor[0];
@@ -59,17 +50,14 @@ impl Kernel for Scale {
 
 /// Views, added to and replaced.
 pub fn cases() -> Vec<Case> {
-    let case = |len: usize, alpha: f64, divisor: usize, adds: bool| {
+    let case = |(len, alpha, divisor): (usize, f64, usize), adds: bool| {
         Case::new(format!("scale {len} by {alpha} / {divisor}, adds {adds}"), 1.0, move |rec| {
             let x = rec.input("x", &[3, len])?.row(1)?;
             let factor = rec.input("factor", &[3])?.narrow(1, 1)?;
-            let tensor = match adds {
-                true => rec.activation("y", &[2, len])?.row(1)?,
-                false => rec.activation("out", &[len])?,
-            };
-            record(rec, &x, (alpha, divisor, &factor), &Target { tensor, adds })
+            let y = output(rec, "y", &[len], adds)?;
+            record(rec, &x, (alpha, divisor, &factor), &y)
         })
     };
-    let sizes = [(1, 2.0, 1), (3, 0.1, 7), (255, -2.0, 255), (5_000, 2.0, 3), (70_000, -2.0, 70_000)].into_iter();
-    sizes.flat_map(|(len, alpha, divisor)| [false, true].map(|adds| case(len, alpha, divisor, adds))).collect()
+    let sizes = [(1, 2.0, 1), (3, 0.1, 7), (255, -2.0, 255), (5_000, 2.0, 3), (70_000, -2.0, 70_000)];
+    with_and_without(sizes, case)
 }

@@ -21,17 +21,9 @@ pub fn record(rec: &mut Recorder<'_>, learning_rate: &Tensor, gradients: &Tensor
 }
 
 impl Kernel for Sgd {
-    const NAME: &'static str = "sgd";
-    plain!(["sgd"], |k| fold_elements(k.len as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        let len = sized(&[self.len])?;
-        Some(Sizes { learning_rate: 1, gradients: len, parameters: len })
-    }
-
-    fn flops(&self) -> f64 {
-        2.0 * self.len as f64
-    }
+    word!("sgd", |k| fold_elements(k.len as u64, 256));
+    needs!(learning_rate: [], gradients: [len], parameters: [len]);
+    flops!(2.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for (p, g) in s.parameters.iter_mut().zip(s.gradients) {

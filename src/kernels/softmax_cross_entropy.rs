@@ -23,33 +23,19 @@ operands! { SoftmaxCrossEntropy { logits: read, targets: read_words, probabiliti
 pub const IGNORE: u32 = u32::MAX;
 
 /// Records softmax and row losses of `logits [.., V]` into `probabilities` (same shape) and `row_losses [.., 3]`.
-pub fn record(
-    rec: &mut Recorder<'_>,
-    logits: &Tensor,
-    targets: &Tensor,
-    probabilities: &Tensor,
-    row_losses: &Tensor,
-) -> Result<()> {
+pub fn record(rec: &mut Recorder<'_>, [logits, targets, probabilities, row_losses]: [&Tensor; 4]) -> Result<()> {
     rec.check_ids("recording a cross-entropy", targets, logits.columns(), true)?;
-    if targets.len() != logits.rows() {
-        return Err(Error::shape("recording a cross-entropy", format!("{} targets", logits.rows()), targets.shape()));
-    }
-    let kernel = SoftmaxCrossEntropy { rows: logits.rows() as u32, columns: logits.columns() as u32 };
+    let rows = logits.rows();
+    let wrong = || Error::shape("recording a cross-entropy", format!("{rows} targets"), targets.shape());
+    ensure!(targets.len() == rows, wrong());
+    let kernel = SoftmaxCrossEntropy { rows: rows as u32, columns: logits.columns() as u32 };
     rec.push(kernel, Tensors { logits, targets, probabilities, row_losses })
 }
 
 impl Kernel for SoftmaxCrossEntropy {
-    const NAME: &'static str = "softmax_cross_entropy";
-    plain!(["softmax_cross_entropy"], |k| fold(k.rows as u64));
-
-    fn needs(&self) -> Option<Sizes> {
-        let (all, rows) = (sized(&[self.rows, self.columns])?, sized(&[self.rows])?);
-        Some(Sizes { logits: all, targets: rows, probabilities: all, row_losses: 3 * rows })
-    }
-
-    fn flops(&self) -> f64 {
-        4.0 * self.rows as f64 * self.columns as f64
-    }
+    word!("softmax_cross_entropy", |k| fold(k.rows as u64));
+    needs!(logits: [rows, columns], targets: [rows], probabilities: [rows, columns], row_losses: [rows, 3]);
+    flops!(4.0, rows, columns);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
@@ -88,7 +74,7 @@ pub fn cases() -> Vec<Case> {
         Case::new(format!("softmax_cross_entropy {rows} {classes} within {bound}"), bound, move |rec| {
             let (logits, targets) = (rec.input("logits", &[rows, classes])?, rec.targets("targets", &[rows], classes)?);
             let (out, row_losses) = (rec.activation("out", &[rows, classes])?, rec.activation("rows", &[rows, 3])?);
-            record(rec, &logits, &targets, &out, &row_losses)
+            record(rec, [&logits, &targets, &out, &row_losses])
         })
     };
     let views = |rows: usize, classes: usize| {
@@ -97,7 +83,7 @@ pub fn cases() -> Vec<Case> {
             let targets = rec.targets("targets", &[2, rows], classes)?.row(1)?;
             let probabilities = rec.activation("probabilities", &[rows + 2, classes])?.narrow(1, rows)?;
             let row_losses = rec.activation("rows", &[rows + 3, 3])?.narrow(2, rows)?;
-            record(rec, &logits, &targets, &probabilities, &row_losses)
+            record(rec, [&logits, &targets, &probabilities, &row_losses])
         })
     };
     SIZES.into_iter().map(whole).chain([views(1, 3), views(17, 65)]).collect()

@@ -42,17 +42,9 @@ pub fn record(
 }
 
 impl Kernel for SoftmaxCrossEntropyBackward {
-    const NAME: &'static str = "softmax_cross_entropy_backward";
-    plain!(["softmax_cross_entropy_backward"], |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
-
-    fn needs(&self) -> Option<Sizes> {
-        let (all, rows) = (sized(&[self.rows, self.columns])?, sized(&[self.rows])?);
-        Some(Sizes { probabilities: all, targets: rows, counted: 1, dloss: 1, dlogits: all })
-    }
-
-    fn flops(&self) -> f64 {
-        2.0 * self.rows as f64 * self.columns as f64
-    }
+    word!("softmax_cross_entropy_backward", |k| fold_elements(k.rows as u64 * k.columns as u64, 256));
+    needs!(probabilities: [rows, columns], targets: [rows], counted: [], dloss: [], dlogits: [rows, columns]);
+    flops!(2.0, rows, columns);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let columns = self.columns as usize;
@@ -75,19 +67,16 @@ pub fn cases() -> Vec<Case> {
             let (logits, targets) = (rec.input("logits", &[rows, classes])?, rec.targets("targets", &[rows], classes)?);
             let probabilities = rec.activation("probabilities", &[rows, classes])?;
             let row_losses = rec.activation("rows", &[rows, 3])?;
-            let [loss, accuracy, counted, dloss] = ["loss", "accuracy", "counted", "dloss"];
-            let (loss, accuracy) = (rec.activation(loss, &[1])?, rec.activation(accuracy, &[1])?);
-            let (counted, dloss) = (rec.activation(counted, &[1])?, rec.activation(dloss, &[2])?);
+            let mut slot = |name, len| rec.activation(name, &[len]);
+            let (loss, accuracy) = (slot("loss", 1)?, slot("accuracy", 1)?);
+            let (counted, dloss) = (slot("counted", 1)?, slot("dloss", 2)?);
             rec.fill(&dloss, 0.7)?;
-            softmax_cross_entropy::record(rec, &logits, &targets, &probabilities, &row_losses)?;
-            mean_loss::record(rec, &row_losses, &loss, &accuracy, &counted)?;
-            let tensor = match adds {
-                true => rec.activation("dlogits", &[rows + 1, classes])?.narrow(1, rows)?,
-                false => rec.activation("out", &[rows, classes])?,
-            };
+            softmax_cross_entropy::record(rec, [&logits, &targets, &probabilities, &row_losses])?;
+            mean_loss::record(rec, &row_losses, [&loss, &accuracy, &counted])?;
+            let dlogits = output(rec, "dlogits", &[rows, classes], adds)?;
             let inputs = [&probabilities, &targets, &counted, &dloss.narrow(1, 1)?];
-            record(rec, inputs, &Target { tensor, adds })
+            record(rec, inputs, &dlogits)
         })
     };
-    SIZES.into_iter().flat_map(|size| [false, true].map(|adds| case(size, adds))).collect()
+    with_and_without(SIZES, case)
 }

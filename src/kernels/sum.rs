@@ -26,17 +26,9 @@ pub fn record(rec: &mut Recorder<'_>, x: &Tensor, total: &Tensor, divisor: usize
 }
 
 impl Kernel for Sum {
-    const NAME: &'static str = "sum";
-    plain!(["sum"], |_| [1, 1, 1]);
-
-    fn needs(&self) -> Option<Sizes> {
-        sized(&[self.divisor])?;
-        Some(Sizes { x: sized(&[self.len])?, total: 1 })
-    }
-
-    fn flops(&self) -> f64 {
-        self.len as f64
-    }
+    word!("sum", |_| [1, 1, 1]);
+    needs!(x: [len], total: []; divisor);
+    flops!(1.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         let sum = s.x.iter().map(|x| x.to_f64()).sum::<f64>();

@@ -40,10 +40,9 @@ pub fn record(
     let width = sums.len();
     let fits = |start: usize, room: usize| start.checked_add(width).is_some_and(|end| end <= room);
     for (of, from) in [(a, from_a)].into_iter().chain(b) {
-        if of.rows() != a.rows() || !fits(from, of.columns()) {
-            let wanted = format!("{} rows and columns for {width} sums from {from}", a.rows());
-            return Err(Error::shape("recording a sum over rows", wanted, of.shape()));
-        }
+        let wanted = format!("{} rows and columns for {width} sums from {from}", a.rows());
+        let good = of.rows() == a.rows() && fits(from, of.columns());
+        ensure!(good, Error::shape("recording a sum over rows", wanted, of.shape()));
     }
     let b_stride = b.map_or(0, |(b, _)| b.columns());
     let [rows, width, a_stride, b_stride] = [a.rows(), width, a.columns(), b_stride].map(|size| size as u32);
@@ -53,8 +52,7 @@ pub fn record(
 }
 
 impl Kernel for SumProducts {
-    const NAME: &'static str = "sum_products";
-    plain!(["sum_products"], |k| [k.width.div_ceil(16), 1, 1], |k| k.rows.div_ceil(CHUNK));
+    word!("sum_products", |k| [k.width.div_ceil(16), 1, 1], |k| k.rows.div_ceil(CHUNK));
 
     fn needs(&self) -> Option<Sizes> {
         let (before_last, width) = (sized(&[self.rows])? - 1, sized(&[self.width])?);
@@ -65,9 +63,7 @@ impl Kernel for SumProducts {
         Some(Sizes { a: reach(self.a_stride), b: reach(self.b_stride), sums: width })
     }
 
-    fn flops(&self) -> f64 {
-        2.0 * self.rows as f64 * self.width as f64
-    }
+    flops!(2.0, rows, width);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         // in f64, 64 columns at a time: a long sum in f32 loses digits with every row
@@ -99,11 +95,11 @@ pub fn cases() -> Vec<Case> {
         Case::new(format!("sum_products {rows} {width}, adds {adds}, factors {factors}"), bound, move |rec| {
             let a = rec.input("a", &[rows + 2, width])?.narrow(1, rows)?;
             let b = if factors { Some(rec.input("b", &[1, rows, width + 4])?) } else { None };
-            let tensor = rec.activation(if adds { "sums" } else { "out" }, &[width])?;
-            record(rec, (&a, 0), b.as_ref().map(|b| (b, 4)), &Target { tensor, adds })
+            let sums = output(rec, "sums", &[width], adds)?;
+            record(rec, (&a, 0), b.as_ref().map(|b| (b, 4)), &sums)
         })
     };
-    let part = |[rows, width]: [usize; 2], [from_a, from_b, at]: [usize; 3], adds: bool| {
+    let part = |([rows, width], [from_a, from_b, at]): ([usize; 2], [usize; 3]), adds: bool| {
         Case::new(format!("sum_products {rows} {width}, a part, adds {adds}"), 0.3, move |rec| {
             let a = rec.input("a", &[2, rows, width + from_a + 1])?.row(1)?;
             let b = rec.input("b", &[rows, width + from_b + 1])?;
@@ -117,11 +113,7 @@ pub fn cases() -> Vec<Case> {
     });
     let sizes = [(1, 1, 1.0), (5, 3, 1.0), (17, 33, 0.3), (300, 16, 0.3), (65_537, 65, 0.1)].into_iter();
     let ways = [(false, false), (false, true), (true, false), (true, true)];
-    let mut all: Vec<Case> = sizes.flat_map(|size| ways.map(|(adds, factors)| case(size, adds, factors))).collect();
-    all.push(case((600_001, 1, 0.02), true, false));
-    for (size, places) in [([1, 1], [3, 1, 2]), ([9, 4], [2, 0, 4]), ([17, 33], [3, 1, 2])] {
-        all.extend([false, true].map(|adds| part(size, places, adds)));
-    }
-    all.push(long);
-    all
+    let all = sizes.flat_map(|size| ways.map(|(adds, factors)| case(size, adds, factors)));
+    let parts = with_and_without([([1, 1], [3, 1, 2]), ([9, 4], [2, 0, 4]), ([17, 33], [3, 1, 2])], part);
+    all.chain([case((600_001, 1, 0.02), true, false)]).chain(parts).chain([long]).collect()
 }

@@ -24,9 +24,11 @@ pub fn parts(len: usize) -> usize {
 
 /// Records `partials [parts(len)]` of the sum of squares of x.
 pub fn record(rec: &mut Recorder<'_>, x: &Tensor, partials: &Tensor) -> Result<()> {
-    if partials.len() != parts(x.len()) {
-        return Err(Error::shape("recording a sum of squares", format!("[{}]", parts(x.len())), partials.shape()));
-    }
+    let count = parts(x.len());
+    ensure!(
+        partials.len() == count,
+        Error::shape("recording a sum of squares", format!("[{count}]"), partials.shape())
+    );
     rec.push(SumSquares { len: x.len() as u32, partials: partials.len() as u32 }, Tensors { x, partials })
 }
 
@@ -40,16 +42,9 @@ fn squares<T: Float>(chunk: &[T]) -> T {
 }
 
 impl Kernel for SumSquares {
-    const NAME: &'static str = "sum_squares";
-    plain!(["sum_squares"], |k| [k.partials, 1, 1]);
-
-    fn needs(&self) -> Option<Sizes> {
-        Some(Sizes { x: sized(&[self.len])?, partials: sized(&[self.partials])? })
-    }
-
-    fn flops(&self) -> f64 {
-        2.0 * self.len as f64
-    }
+    word!("sum_squares", |k| [k.partials, 1, 1]);
+    needs!(x: [len], partials: [partials]);
+    flops!(2.0, len);
 
     fn twin<T: Float>(&self, s: Slices<'_, T>) {
         for (w, partial) in s.partials.iter_mut().enumerate() {
@@ -66,9 +61,8 @@ pub fn cases() -> Vec<Case> {
     let case = |len: usize| {
         Case::new(format!("sum_squares {len}"), 1.0, move |rec| {
             let x = rec.input("x", &[3, len])?.row(1)?;
-            let out = rec.activation("out", &[parts(len) + 1])?;
-            rec.fill(&out.narrow(0, 1)?, 0.5)?;
-            record(rec, &x, &out.narrow(1, parts(len))?)
+            let out = behind_a_row(rec, parts(len), 1)?;
+            record(rec, &x, &out)
         })
     };
     [1, 3, 255, 257, 5_000, 70_000, 1_050_001].map(case).into()

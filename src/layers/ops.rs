@@ -164,7 +164,7 @@ pub(super) fn highway(
         };
         let dx = dx.map_or_else(|| unused(rec, "dx"), Ok)?;
         let dh = dh.map_or_else(|| unused(rec, "dh"), Ok)?;
-        highway_backward::record(rec, &carry, &x, &h, &dy, &dcarry, &dx, &dh)?;
+        highway_backward::record(rec, [&carry, &x, &h, &dy, &dcarry], [&dx, &dh])?;
         contribute_products(rec, &dcarry, &x, &weight)?;
         contribute_biases(rec, &format!("{name}.sum_dcarry"), &dcarry, &[&bias])
     });

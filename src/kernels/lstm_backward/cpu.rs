@@ -3,69 +3,32 @@
 use super::Slices;
 use crate::float::{Float, Vectorized};
 use crate::kernel::Scratch;
+use crate::kernels::recurrence::division::{Division, Part, each_block};
 use crate::kernels::recurrence::lstm_lanes::{lstm_output_back, lstm_state_back};
 use crate::kernels::recurrence::*;
 use crate::tile;
-use crate::time::Direction;
-use std::ops::Range;
 
 pub(super) fn execute<T: Float>(k: &Sequence, s: Slices<'_, T>, scratch: &mut Scratch<T>) {
-    let ([_, batch, hidden, outputs], directions) = (k.sizes(), k.directions());
+    let [_, _, hidden, outputs] = k.sizes();
     let width = 4 * tile::lanes::<T>();
     // of a direction, of weight_hh and weight_hr: [panel][gate and unit, or output, summed over][4 N units]
     let to_outputs = outputs.next_multiple_of(width);
     let (to_units, inner) = if k.has(PROJECTION) { (hidden.next_multiple_of(width), outputs) } else { (0, 0) };
-    let sizes = [GATES * hidden * to_outputs, outputs * to_units];
-    let (count, len) = (directions.len(), sizes[0] + sizes[1]);
-    let packed = tile::packed(scratch, count * len, |packed| {
-        for (d, packed) in packed.chunks_exact_mut(len).enumerate() {
-            let (panels, output_panels) = packed.split_at_mut(sizes[0]);
-            let weight_hh = &s.weight_hh[d * k.weight_hh_stride as usize..];
-            let weight_hr = s.weight_hr.get(d * k.weight_hr_stride as usize..).unwrap_or_default();
-            pack_columns(panels, width, &weight_hh[..GATES * hidden * outputs], outputs);
-            pack_columns(output_panels, width, &weight_hr[..inner * hidden], hidden);
-        }
+    let weights = ([GATES * hidden * to_outputs, outputs * to_units], [s.weight_hh, s.weight_hr]);
+    let division = Division::new(k, scratch, weights, |[panels, output_panels], [weight_hh, weight_hr]| {
+        pack_columns(panels, width, &weight_hh[..GATES * hidden * outputs], outputs);
+        pack_columns(output_panels, width, &weight_hr[..inner * hidden], hidden);
     });
-    let packed = tile::from_line(&packed, count * len);
-    let memory = tile::aligned(&mut scratch.memory, count * batch * (GATES * hidden + inner));
-    let (x, y) = memory.split_at_mut(count * batch * GATES * hidden);
-    let groups = tile::row_groups(batch, count, k.flops());
-    let mut dgates = tile::split_rows(s.dgates, count, batch, GATES * hidden, &groups).into_iter();
-    let mut dh = tile::split_rows(s.dh, count, batch, outputs, &groups).into_iter();
-    let mut dc = tile::split_rows(s.dc, count, batch, hidden, &groups).into_iter();
-    let mut dnormalized = tile::split_rows(s.dnormalized, count, batch, NORMS * hidden, &groups).into_iter();
-    let mut x = tile::split_rows(x, count, batch, GATES * hidden, &groups).into_iter().flatten();
-    let mut y = tile::split_rows(y, count, batch, outputs, &groups).into_iter().flatten();
-    let each = directions.iter().enumerate().flat_map(|(d, direction)| groups.iter().map(move |rows| (d, *direction, rows)));
-    let workers: Vec<_> = each
-        .filter_map(|(d, direction, rows)| {
-            let (panels, output_panels) = packed[d * len..][..len].split_at(sizes[0]);
-            let part = |of: &'_ [T]| of.len() / count * d..of.len() / count * (d + 1);
-            let weights = |of: &'_ [T], stride: u32| -> usize { (d * stride as usize).min(of.len()) };
-            Some(Worker {
-                kernel: k,
-                d,
-                direction,
-                rows: rows.clone(),
-                panels,
-                output_panels,
-                gates: &s.gates[part(s.gates)],
-                c: &s.c[part(s.c)],
-                h: &s.h[part(s.h)],
-                peephole: &s.peephole[weights(s.peephole, k.peephole_stride)..],
-                mask: s.mask,
-                norm: &s.layer_norm[weights(s.layer_norm, k.layer_norm_stride)..],
-                normalized: &s.normalized[part(s.normalized)],
-                dgates: dgates.next()?,
-                dh: dh.next()?,
-                dc: dc.next()?,
-                dnormalized: dnormalized.next()?,
-                x: x.next()?,
-                y: y.next().unwrap_or_default(),
-            })
-        })
-        .collect();
-    tile::run::<T, _>(workers, k.flops());
+    let read = [s.peephole, s.mask, s.layer_norm];
+    let parts = division.parts(&mut scratch.memory, [GATES * hidden, inner], read).into_iter();
+    let (mut dgates, mut dh) = (division.split(s.dgates, GATES * hidden), division.split(s.dh, outputs));
+    let (mut dc, mut dnormalized) = (division.split(s.dc, hidden), division.split(s.dnormalized, NORMS * hidden));
+    let workers = parts.filter_map(|part| {
+        let [gates, c, h, normalized] = [s.gates, s.c, s.h, s.normalized].map(|all| part.own(all));
+        let (dgates, dh, dc, dnormalized) = (dgates.next()?, dh.next()?, dc.next()?, dnormalized.next()?);
+        Some(Worker { part, gates, c, h, normalized, dgates, dh, dc, dnormalized })
+    });
+    tile::run::<T, _>(workers.collect(), k.flops());
 }
 
 /// Rows of `columns` values to panels `[panel][row][width]`, with zeros behind the last column.
@@ -80,48 +43,37 @@ fn pack_columns<T: Float>(panels: &mut [T], width: usize, rows: &[T], columns: u
     }
 }
 
-/// Some batch rows of a sequence in one direction, with every per-step slice of theirs.
+/// Some batch rows of a sequence in one direction, with every per-step slice of theirs. Of the memory of the part, the
+/// first is for dgates of the step worked on just before, the second for dh of this step.
 struct Worker<'a, T> {
-    kernel: &'a Sequence,
-    d: usize,
-    direction: Direction,
-    rows: Range<usize>,
-    /// `weight_hh` as `[panel][4H][4 N]`.
-    panels: &'a [T],
-    /// `weight_hr` as `[panel][P][4 N]`.
-    output_panels: &'a [T],
+    /// Panels: `weight_hh` as `[panel][4H][4 N]`, `weight_hr` as `[panel][P][4 N]`.
+    part: Part<'a, T>,
     /// All rows of the direction, as the other slices without steps.
     gates: &'a [T],
     c: &'a [T],
     h: &'a [T],
-    peephole: &'a [T],
-    mask: &'a [T],
-    norm: &'a [T],
     normalized: &'a [T],
     dgates: Vec<&'a mut [T]>,
     dh: Vec<&'a mut [T]>,
     dc: Vec<&'a mut [T]>,
     dnormalized: Vec<&'a mut [T]>,
-    /// dgates of the step worked on just before, interleaved.
-    x: &'a mut [T],
-    /// dh of this step, interleaved.
-    y: &'a mut [T],
 }
 
 impl<'a, T: Float> Vectorized for Worker<'a, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
-        let k = self.kernel;
-        let [steps, batch, hidden, outputs] = k.sizes();
+        let [x, y] = std::mem::take(&mut self.part.free);
+        let Part { kernel: k, direction, rows: ref own, panels, peephole, norm, .. } = self.part;
+        let ([steps, batch, hidden, outputs], count) = (k.sizes(), own.len());
         for n in 0..=steps {
-            let next = n.checked_sub(1).map(|n| back(self.direction, n, steps).0);
+            let next = n.checked_sub(1).map(|n| back(direction, n, steps).0);
             if let Some(next) = next {
-                tile::interleave(self.dgates[next], GATES * hidden, R, self.x);
+                tile::interleave(self.dgates[next], GATES * hidden, R, x);
             }
             // behind the first step there is only the initial state
             let is_step = n < steps;
-            let (t, after) = back(self.direction, n, steps);
-            let before = if is_step { self.direction.row_before(t) } else { 0 };
+            let (t, after) = back(direction, n, steps);
+            let before = if is_step { direction.row_before(t) } else { 0 };
             let (dh_before, dh_after) = match is_step {
                 true => tile::pair(&mut self.dh, before, after),
                 false => (&mut [][..], &mut *self.dh[after]),
@@ -131,19 +83,20 @@ impl<'a, T: Float> Vectorized for Worker<'a, T> {
                 false => (&mut [][..], &mut [][..]),
             };
             let rows = |all: &'a [T], step: usize, width: usize| -> &'a [T] {
-                all.get((step * batch + self.rows.start) * width..).unwrap_or_default()
+                all.get((step * batch + own.start) * width..).unwrap_or_default()
             };
             let mut step = Step {
                 k,
                 is_step,
+                has_next: next.is_some(),
                 gates: rows(self.gates, t, GATES * hidden),
                 c_before: rows(self.c, before, hidden),
                 c_after: rows(self.c, after, hidden),
                 h_after: rows(self.h, after, outputs),
-                mask: if k.has(MASK) { &self.mask[k.mask_at(self.d, t, self.rows.start)..] } else { &[] },
+                mask: self.part.mask(t),
                 normalized: rows(self.normalized, t, NORMS * (hidden + 1)),
-                peephole: self.peephole,
-                norm: self.norm,
+                peephole,
+                norm,
                 dgates: self.dgates[t],
                 dh_before,
                 dh_after,
@@ -151,22 +104,17 @@ impl<'a, T: Float> Vectorized for Worker<'a, T> {
                 dc_after,
                 dnormalized: self.dnormalized.get_mut(t).map_or(&mut [], |dnormalized| dnormalized),
             };
-            let sizes = [GATES * hidden, 4 * N, outputs, self.rows.len(), R];
-            tile::each_panel(self.panels, self.x, sizes, #[inline(always)] |first, rows, x, panel| {
-                let x = if next.is_some() { x } else { &[] };
-                tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, first, x, panel));
-            });
+            let sizes = [GATES * hidden, 4 * N, outputs, count, R];
+            each_block!(panels[0], x, sizes, step.outputs::<N, FMA>);
             if is_step && k.has(PROJECTION) {
-                tile::interleave(step.dh_after, outputs, R, self.y);
-                let sizes = [outputs, 4 * N, hidden, self.rows.len(), R];
-                tile::each_panel(self.output_panels, self.y, sizes, #[inline(always)] |first, rows, y, panel| {
-                    tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, first, y, panel));
-                });
+                tile::interleave(step.dh_after, outputs, R, y);
+                let sizes = [outputs, 4 * N, hidden, count, R];
+                each_block!(panels[1], y, sizes, step.units::<N, FMA>);
             }
             if is_step && k.has(NORM) {
                 // the interleaved dgates are not needed again before the next step
-                let free = &mut self.x[..hidden];
-                (0..self.rows.len()).for_each(|row| step.norm_row::<N>(row, free));
+                let free = &mut x[..hidden];
+                (0..count).for_each(|row| step.norm_row::<N>(row, free));
             }
         }
     }
@@ -177,6 +125,8 @@ struct Step<'a, T> {
     k: &'a Sequence,
     /// Not so for the initial state, which only takes what flows into its h.
     is_step: bool,
+    /// Whether a step was worked on before.
+    has_next: bool,
     gates: &'a [T],
     c_before: &'a [T],
     c_after: &'a [T],
@@ -204,7 +154,7 @@ impl<T: Float> Step<'_, T> {
         panel: &[T],
     ) {
         let outputs = self.k.outputs as usize;
-        let sums = tile::multiply::<T, N, R, FMA>(x, panel); // B1
+        let sums = tile::multiply::<T, N, R, FMA>(if self.has_next { x } else { &[] }, panel); // B1
         for (r, v) in (0..R).flat_map(|r| (0..4).map(move |v| (r, v))) {
             let (row, output) = (first + r, output + v * N);
             if output >= outputs {
@@ -223,11 +173,7 @@ impl<T: Float> Step<'_, T> {
                 tile::store(&carried, &mut self.dh_before[at..], valid);
             } else if let (true, Some(limit)) = (self.is_step, self.k.output_clip()) {
                 let h: [T; N] = tile::load(&self.h_after[at..], valid);
-                for lane in 0..N {
-                    if !within(h[lane], limit) {
-                        dht[lane] = T::ZERO;
-                    }
-                }
+                stop_at(limit, &mut dht, &h);
             }
             tile::store(&dht, &mut self.dh_after[at..], valid);
             if self.is_step && !self.k.has(PROJECTION) {
@@ -277,11 +223,7 @@ impl<T: Float> Step<'_, T> {
             return;
         }
         if let (Some(limit), false) = (k.cell_clip(), self.ended(row)) {
-            for lane in 0..N {
-                if !within(c_after[lane], limit) {
-                    dc[lane] = T::ZERO; // B5
-                }
-            }
+            stop_at(limit, &mut dc, &c_after); // B5
         }
         self.gates(row, unit, &dc);
     }
@@ -320,11 +262,7 @@ impl<T: Float> Step<'_, T> {
             kept.fill(T::ZERO);
         } else {
             if let Some(limit) = k.cell_clip() {
-                for (du, c) in du.iter_mut().zip(&self.c_after[row * hidden..]) {
-                    if !within(*c, limit) {
-                        *du = T::ZERO;
-                    }
-                }
+                stop_at(limit, du, &self.c_after[row * hidden..]);
             }
             kept[GATES * hidden..].copy_from_slice(du);
             through_norm(du, GATES, self.norm, normalized);

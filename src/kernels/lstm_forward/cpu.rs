@@ -3,119 +3,69 @@
 use super::Slices;
 use crate::float::{Float, Vectorized};
 use crate::kernel::Scratch;
+use crate::kernels::recurrence::division::{Division, Part, each_block};
 use crate::kernels::recurrence::lstm_lanes::{lstm_output, lstm_state};
 use crate::kernels::recurrence::*;
 use crate::tile;
-use crate::time::Direction;
-use std::ops::Range;
 
 pub(super) fn execute<T: Float>(k: &Sequence, s: Slices<'_, T>, scratch: &mut Scratch<T>) {
-    let ([_, batch, hidden, outputs], directions) = (k.sizes(), k.directions());
-    let lanes = tile::lanes::<T>();
+    let ([_, _, hidden, outputs], lanes) = (k.sizes(), tile::lanes::<T>());
     let units = hidden.next_multiple_of(lanes);
     let (projected, inner) = match k.has(PROJECTION) {
         true => (outputs.next_multiple_of(4 * lanes), hidden),
         false => (0, 0),
     };
     // of a direction: weight_hh as [panel][k][gate][lane], weight_hr as [panel][k][4 lanes]
-    let sizes = [outputs * GATES * units, hidden * projected];
-    let len = sizes[0] + sizes[1];
-    let packed = tile::packed(scratch, directions.len() * len, |packed| {
-        for (d, packed) in packed.chunks_exact_mut(len).enumerate() {
-            let (panels, output_panels) = packed.split_at_mut(sizes[0]);
-            let weight_hh = &s.weight_hh[d * k.weight_hh_stride as usize..];
-            let weight_hr = s.weight_hr.get(d * k.weight_hr_stride as usize..).unwrap_or_default();
-            for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
-                tile::pack(panel, GATES * lanes, |v| {
-                    let (gate, unit) = (v / lanes, p * lanes + v % lanes);
-                    (unit < hidden).then(|| &weight_hh[(gate * hidden + unit) * outputs..][..outputs])
-                });
-            }
-            tile::pack_rows(output_panels, 4 * lanes, hidden, outputs, |output| &weight_hr[output * hidden..]);
+    let weights = ([outputs * GATES * units, hidden * projected], [s.weight_hh, s.weight_hr]);
+    let division = Division::new(k, scratch, weights, |[panels, output_panels], [weight_hh, weight_hr]| {
+        for (p, panel) in panels.chunks_exact_mut(outputs * GATES * lanes).enumerate() {
+            tile::pack(panel, GATES * lanes, |v| {
+                let (gate, unit) = (v / lanes, p * lanes + v % lanes);
+                (unit < hidden).then(|| &weight_hh[(gate * hidden + unit) * outputs..][..outputs])
+            });
         }
+        tile::pack_rows(output_panels, 4 * lanes, hidden, outputs, |output| &weight_hr[output * hidden..]);
     });
-    let packed = tile::from_line(&packed, directions.len() * len);
-    let memory = tile::aligned(&mut scratch.memory, directions.len() * batch * (outputs + inner));
-    let (x, y) = memory.split_at_mut(directions.len() * batch * outputs);
-    let (count, groups) = (directions.len(), tile::row_groups(batch, directions.len(), k.flops()));
-    let mut gates = tile::split_rows(s.gates, count, batch, GATES * hidden, &groups).into_iter();
-    let mut h = tile::split_rows(s.h, count, batch, outputs, &groups).into_iter();
-    let mut c = tile::split_rows(s.c, count, batch, hidden, &groups).into_iter();
-    let mut m = tile::split_rows(s.m, count, batch, hidden, &groups).into_iter();
-    let mut normalized = tile::split_rows(s.normalized, count, batch, NORMS * (hidden + 1), &groups).into_iter();
-    let mut x = tile::split_rows(x, count, batch, outputs, &groups).into_iter().flatten();
-    let mut y = tile::split_rows(y, count, batch, hidden, &groups).into_iter().flatten();
-    let each = directions.iter().enumerate().flat_map(|(d, direction)| groups.iter().map(move |rows| (d, *direction, rows)));
-    let workers: Vec<_> = each
-        .filter_map(|(d, direction, rows)| {
-            let (panels, output_panels) = packed[d * len..][..len].split_at(sizes[0]);
-            let weights = |of: &'_ [T], stride: u32| -> usize { (d * stride as usize).min(of.len()) };
-            Some(Worker {
-                kernel: k,
-                d,
-                direction,
-                rows: rows.clone(),
-                units,
-                panels,
-                output_panels,
-                lengths: s.lengths,
-                peephole: &s.peephole[weights(s.peephole, k.peephole_stride)..],
-                mask: s.mask,
-                norm: &s.layer_norm[weights(s.layer_norm, k.layer_norm_stride)..],
-                gates: gates.next()?,
-                h: h.next()?,
-                c: c.next()?,
-                m: m.next()?,
-                normalized: normalized.next()?,
-                x: x.next()?,
-                y: y.next().unwrap_or_default(),
-            })
-        })
-        .collect();
-    tile::run::<T, _>(workers, k.flops());
+    let read = [s.peephole, s.mask, s.layer_norm];
+    let parts = division.parts(&mut scratch.memory, [outputs, inner], read).into_iter();
+    let mut gates = division.split(s.gates, GATES * hidden);
+    let (mut h, mut c) = (division.split(s.h, outputs), division.split(s.c, hidden));
+    let (mut m, mut normalized) = (division.split(s.m, hidden), division.split(s.normalized, NORMS * (hidden + 1)));
+    let workers = parts.filter_map(|part| {
+        let (gates, h, c, m, normalized) = (gates.next()?, h.next()?, c.next()?, m.next()?, normalized.next()?);
+        Some(Worker { part, units, lengths: s.lengths, gates, h, c, m, normalized })
+    });
+    tile::run::<T, _>(workers.collect(), k.flops());
 }
 
-/// Some batch rows of a sequence in one direction, with every per-step slice of theirs.
+/// Some batch rows of a sequence in one direction, with every per-step slice of theirs. Of the memory of the part, the
+/// first is for h of the step before, the second for m of this step.
 struct Worker<'a, T> {
-    kernel: &'a Sequence,
-    d: usize,
-    direction: Direction,
-    rows: Range<usize>,
+    /// Panels: `weight_hh` as `[panel][k][gate][lane]`, `weight_hr` as `[panel][k][4 lanes]`.
+    part: Part<'a, T>,
     /// H rounded up to whole vectors.
     units: usize,
-    /// `weight_hh` as `[panel][k][gate][lane]`.
-    panels: &'a [T],
-    /// `weight_hr` as `[panel][k][4 lanes]`.
-    output_panels: &'a [T],
     /// All rows.
     lengths: &'a [u32],
-    peephole: &'a [T],
-    /// All rows.
-    mask: &'a [T],
-    norm: &'a [T],
     gates: Vec<&'a mut [T]>,
     h: Vec<&'a mut [T]>,
     c: Vec<&'a mut [T]>,
     m: Vec<&'a mut [T]>,
     normalized: Vec<&'a mut [T]>,
-    /// h of the step before, interleaved.
-    x: &'a mut [T],
-    /// m of this step, interleaved.
-    y: &'a mut [T],
 }
 
 impl<T: Float> Vectorized for Worker<'_, T> {
     #[inline(always)]
     fn run<const N: usize, const R: usize, const FMA: bool>(mut self) {
-        let k = self.kernel;
-        let [steps, _, hidden, outputs] = k.sizes();
-        let direction = self.direction;
+        let [x, y] = std::mem::take(&mut self.part.free);
+        let Part { kernel: k, direction, ref rows, panels, peephole, norm, .. } = self.part;
+        let ([steps, _, hidden, outputs], count) = (k.sizes(), rows.len());
         for n in 0..steps {
             let t = direction.time(n, steps);
             let (before, after) = (direction.row_before(t), direction.row_after(t));
             let (h_before, h_after) = tile::pair(&mut self.h, before, after);
             let (c_before, c_after) = tile::pair(&mut self.c, before, after);
-            tile::interleave(h_before, outputs, R, self.x);
+            tile::interleave(h_before, outputs, R, x);
             let mut step = Step {
                 k,
                 gates: self.gates[t],
@@ -125,26 +75,22 @@ impl<T: Float> Vectorized for Worker<'_, T> {
                 c_after,
                 m: self.m.get_mut(t).map_or(&mut [], |m| m),
                 normalized: self.normalized.get_mut(t).map_or(&mut [], |normalized| normalized),
-                peephole: self.peephole,
-                mask: if k.has(MASK) { &self.mask[k.mask_at(self.d, t, self.rows.start)..] } else { &[] },
-                norm: self.norm,
+                peephole,
+                mask: self.part.mask(t),
+                norm,
             };
-            let sizes = [outputs, GATES * N, GATES * self.units, self.rows.len(), R];
-            tile::each_panel(self.panels, self.x, sizes, #[inline(always)] |first, rows, x, panel| {
-                tile::with_rows!(rows.len(), step.units::<N, FMA>(rows.start, first / GATES, x, panel));
-            });
+            let sizes = [outputs, GATES * N, GATES * self.units, count, R];
+            each_block!(panels[0], x, sizes, step.units::<N, FMA> / GATES);
             if k.has(NORM) {
-                (0..self.rows.len()).for_each(|row| step.norm_row::<N>(row));
+                (0..count).for_each(|row| step.norm_row::<N>(row));
             }
             if k.has(PROJECTION) {
-                tile::interleave(step.m, hidden, R, self.y);
-                let sizes = [hidden, 4 * N, outputs, self.rows.len(), R];
-                tile::each_panel(self.output_panels, self.y, sizes, #[inline(always)] |first, rows, y, panel| {
-                    tile::with_rows!(rows.len(), step.outputs::<N, FMA>(rows.start, first, y, panel));
-                });
+                tile::interleave(step.m, hidden, R, y);
+                let sizes = [hidden, 4 * N, outputs, count, R];
+                each_block!(panels[1], y, sizes, step.outputs::<N, FMA>);
             }
             if k.has(LENGTHS) {
-                let lengths = &self.lengths[self.rows.clone()];
+                let lengths = &self.lengths[rows.clone()];
                 let ended = lengths.iter().enumerate().filter(|(_, length)| t >= **length as usize);
                 ended.for_each(|(row, _)| step.carry(row));
             }

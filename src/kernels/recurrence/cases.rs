@@ -42,16 +42,10 @@ pub fn recurrence(
         output_clip: has(OUTPUT_CLIP).then_some(0.3),
         epsilon: if has(NORM) { 1e-3 } else { 0.0 },
     };
-    if has(LENGTHS) {
-        all.lengths = Some(rec.lengths("lengths", batch, steps)?);
-    }
-    if has(PEEPHOLE) {
-        all.peephole = Some(weight(rec, "peephole", &[3 * hidden])?);
-    }
-    if has(MASK) {
-        let shape = if has(COUPLED) { vec![count, batch, hidden] } else { vec![count, steps, batch, hidden] };
-        all.mask = Some(rec.input("mask", &shape)?);
-    }
+    all.lengths = has(LENGTHS).then(|| rec.lengths("lengths", batch, steps)).transpose()?;
+    all.peephole = has(PEEPHOLE).then(|| weight(rec, "peephole", &[3 * hidden])).transpose()?;
+    let shape = if has(COUPLED) { vec![count, batch, hidden] } else { vec![count, steps, batch, hidden] };
+    all.mask = has(MASK).then(|| rec.input("mask", &shape)).transpose()?;
     if has(PROJECTION) {
         let weight_hr = weight(rec, "weight_hr", &[outputs, hidden])?;
         all.projection = Some(Projection { weight_hr, m: state(rec, "m", &[count, steps, batch, hidden])? });
@@ -81,15 +75,12 @@ fn gates_with_ends(rec: &mut Recorder<'_>, shape: &[usize; 4]) -> Result<Tensor>
 
 /// Slots for the gradients of a [`recurrence`].
 pub fn gradients(rec: &mut Recorder<'_>, of: &Recurrence) -> Result<Gradients> {
-    let [count, steps, batch, hidden] = [of.gates.shape()[0], of.gates.shape()[1], of.gates.shape()[2], of.c.columns()];
+    let shape = [&of.gates.shape()[..3], &[NORMS * of.c.columns()]].concat();
     Ok(Gradients {
         dgates: rec.activation("dgates", of.gates.shape())?,
         dh: rec.activation("dh", of.h.shape())?,
         dc: rec.activation("dc", of.c.shape())?,
-        dnormalized: match of.norm {
-            Some(_) => Some(rec.activation("dnormalized", &[count, steps, batch, NORMS * hidden])?),
-            None => None,
-        },
+        dnormalized: of.norm.as_ref().map(|_| rec.activation("dnormalized", &shape)).transpose()?,
     })
 }
 
@@ -105,20 +96,9 @@ pub(crate) fn all(
         let name = format!("{kernel} T {t} B {b} H {h} P {p} {way:?} options {options:#04x}");
         Case::new(name, bound, move |rec| record(rec, [t, b, h, p], way, options))
     };
-    let plain = [
-        [1, 1, 1],
-        [2, 1, 3],
-        [4, 3, 17],
-        [3, 8, 32],
-        [3, 9, 33],
-        [2, 7, 64],
-        [2, 33, 65],
-        [1, 2, 68],
-        [3, 1, 128],
-        [2, 17, 36],
-        [40, 2, 4],
-    ];
-    let plain = plain.map(|[steps, batch, hidden]| ([steps, batch, hidden, hidden], 0));
+    let plain = [(1, 1, 1), (2, 1, 3), (4, 3, 17), (3, 8, 32), (3, 9, 33), (2, 7, 64)].into_iter();
+    let plain = plain.chain([(2, 33, 65), (1, 2, 68), (3, 1, 128), (2, 17, 36), (40, 2, 4)]);
+    let plain = plain.map(|(steps, batch, hidden)| ([steps, batch, hidden, hidden], 0));
     let some = [
         ([3, 5, 6, 6], LENGTHS),
         ([2, 9, 17, 17], PEEPHOLE | MASK),
@@ -132,7 +112,7 @@ pub(crate) fn all(
         ([2, 9, 64, 33], NORM | PROJECTION | MASK | COUPLED),
         ([2, 3, 19, 7], LENGTHS | PEEPHOLE | MASK | CELL_CLIP | PROJECTION | OUTPUT_CLIP | NORM),
     ];
-    let awkward = plain.into_iter().chain(some).flat_map(|(sizes, options)| WAYS.map(|way| case(sizes, way, options)));
+    let awkward = plain.chain(some).flat_map(|(sizes, options)| WAYS.map(|way| case(sizes, way, options)));
     let sets = (0..=u8::MAX as u32).filter(|set| set & OUTPUT_CLIP == 0 || set & PROJECTION != 0);
     let small = sets.flat_map(|set| {
         let outputs = if set & PROJECTION != 0 { [3, 4] } else { [5, 8] };

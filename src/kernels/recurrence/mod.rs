@@ -22,17 +22,57 @@
 //! in the order of TensorFlow's `LayerNormLSTMCell`, of which `LayerNormBasicLSTMCell` and `LSTMCell` are parts; the
 //! coupling is that of ONNX and of Greff et al. 2017. No sigmoid gives 0, so o = 0 marks the rows that have ended.
 
+/// A kernel over a [`Sequence`]; and what both say of themselves in their `impl Kernel`.
+macro_rules! over_sequence {
+    ($(#[$doc:meta])* $kernel:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct $kernel(pub Sequence);
+        impl Fields for $kernel {
+            const FIELDS: &'static [Field] = Sequence::FIELDS;
+            fn values(&self) -> Vec<f64> {
+                self.0.values()
+            }
+        }
+    };
+    () => {
+        const FORM: &'static str = "lanes";
+        const PACKS: &'static [&'static str] = &["weight_hh", "weight_hr"];
+        fn packing(&self) -> Vec<u32> {
+            self.0.packing()
+        }
+        fn flops(&self) -> f64 {
+            self.0.flops()
+        }
+        fn execute<T: Float>(&self, slices: Slices<'_, T>, scratch: &mut Scratch<T>) {
+            cpu::execute(&self.0, slices, scratch);
+        }
+    };
+}
+pub(super) use over_sequence;
+
 pub mod cases;
+pub(super) mod division;
 pub mod lstm;
 pub mod lstm_lanes;
 
-use crate::error::{Error, Result};
+use super::multiples_of_four;
+use crate::error::{Error, Result, ensure};
 use crate::float::Float;
-use crate::kernel::{fold, sized};
-use crate::parameters;
+use crate::kernel::{Part, fold, sized};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 use crate::time::{Direction, Directions};
+use crate::{parameters, wgsl};
+
+pub(super) const SEQUENCE: Part = part(wgsl!["shared/sequence"]);
+pub(super) const MADD: Part = part(wgsl!["shared/madd"]);
+pub(super) const TOTAL: Part = part(wgsl!["shared/total"]);
+pub(super) const CELL: Part = part(wgsl!["lstm_cell"]);
+
+const fn part(parts: &[Part]) -> Part {
+    parts[0]
+}
 
 /// Gates in every packed matrix and vector: i, f, g, o, as in PyTorch.
 pub const GATES: usize = 4;
@@ -155,6 +195,20 @@ pub const PROJECTION: u32 = 32;
 pub const OUTPUT_CLIP: u32 = 64;
 /// Gates and cell are normalised.
 pub const NORM: u32 = 128;
+/// The options that the cell's rule sees.
+pub(super) const CELL_OPTIONS: u32 = PEEPHOLE | MASK | COUPLED | CELL_CLIP;
+
+/// How shaders call the options.
+const OVERRIDES: [(&str, u32); 8] = [
+    ("has_lengths", LENGTHS),
+    ("has_peephole", PEEPHOLE),
+    ("has_mask", MASK),
+    ("coupled", COUPLED),
+    ("has_cell_clip", CELL_CLIP),
+    ("projected", PROJECTION),
+    ("has_output_clip", OUTPUT_CLIP),
+    ("normed", NORM),
+];
 
 impl Sequence {
     /// T, B, H, P.
@@ -177,6 +231,15 @@ impl Sequence {
         .list()
     }
 
+    /// Every row of `steps` steps of every direction: direction, way, step, row.
+    pub(super) fn rows(&self, steps: usize) -> impl Iterator<Item = (usize, Direction, usize, usize)> + use<> {
+        let batch = self.batch as usize;
+        self.directions()
+            .iter()
+            .enumerate()
+            .flat_map(move |(d, way)| (0..steps).flat_map(move |n| (0..batch).map(move |row| (d, *way, n, row))))
+    }
+
     /// The limit of c, if it has one.
     pub fn cell_clip<T: Float>(&self) -> Option<T> {
         self.has(CELL_CLIP).then(|| T::of(self.cell_clip))
@@ -193,11 +256,10 @@ impl Sequence {
         ((direction * steps + t % steps) * self.batch as usize + row) * self.hidden as usize
     }
 
-    /// The `override` declarations of the cell's rule.
-    pub(super) fn cell_constants(&self) -> Vec<(&'static str, bool)> {
-        let names =
-            [("has_peephole", PEEPHOLE), ("has_mask", MASK), ("coupled", COUPLED), ("has_cell_clip", CELL_CLIP)];
-        names.map(|(name, option)| (name, self.has(option))).to_vec()
+    /// The `override` declarations that tell a shader of these options.
+    pub(super) fn overrides(&self, options: u32) -> Vec<(&'static str, bool)> {
+        let named = OVERRIDES.iter().filter(|(_, option)| options & option != 0);
+        named.map(|(name, option)| (*name, self.has(*option))).collect()
     }
 
     /// A grid over tiles of `units` of `width` columns and 8 rows, of every direction.
@@ -207,14 +269,9 @@ impl Sequence {
 
     /// Whether every vector of four that the `_registers` shaders load lies on a multiple of four.
     pub(super) fn in_quads(&self, views: &[Option<&Tensor>]) -> Result<(), String> {
-        let sizes = [("H", self.hidden), ("P", self.outputs)];
         let strides = [self.weight_hh_stride, self.peephole_stride, self.weight_hr_stride];
-        let offsets = views.iter().flatten().map(|view| ("a first element,", view.offset as u32));
-        let strides = strides.into_iter().map(|stride| ("the distance of two directions' weights,", stride));
-        match sizes.into_iter().chain(strides).chain(offsets).find(|(_, size)| size % 4 != 0) {
-            None => Ok(()),
-            Some((what, size)) => Err(format!("{what} {size} is no multiple of 4")),
-        }
+        let strides = strides.map(|stride| ("the distance of two directions' weights,", stride));
+        multiples_of_four([("H", self.hidden), ("P", self.outputs)].into_iter().chain(strides), views)
     }
 
     /// Whether the sizes make sense.
@@ -301,10 +358,8 @@ impl Recurrence {
         expect("h", &self.h, &[count, steps + 1, batch, outputs])?;
         expect("c", &self.c, &[count, steps + 1, batch, hidden])?;
         let mut weight = |name: &str, all: &[Tensor], shape: &[usize]| -> Result<(Tensor, u32)> {
-            if all.len() != count {
-                let wanted = format!("{count} tensors, one for each direction");
-                return Err(Error::config(format!("recording an LSTM, `{name}`"), wanted, all.len()));
-            }
+            let wanted = format!("{count} tensors, one for each direction");
+            ensure!(all.len() == count, Error::config(format!("recording an LSTM, `{name}`"), wanted, all.len()));
             all.iter().try_for_each(|tensor| expect(name, tensor, shape))?;
             let (view, stride) = rec.span(&all.iter().collect::<Vec<_>>())?;
             Ok((view, stride as u32))
@@ -343,10 +398,8 @@ impl Recurrence {
             ("output clip", output_clip.unwrap_or(1.0), output_clip.is_none_or(above_zero)),
             ("epsilon of the norm", epsilon, self.norm.is_none() || above_zero(epsilon)),
         ] {
-            if !good {
-                let wanted = "a finite number (above 0 but for the forget bias), also in f32";
-                return Err(Error::config(format!("the {what} of an LSTM"), wanted, value));
-            }
+            let wanted = "a finite number (above 0 but for the forget bias), also in f32";
+            ensure!(good, Error::config(format!("the {what} of an LSTM"), wanted, value));
         }
         let options = [
             (LENGTHS, self.lengths.is_some()),
@@ -358,15 +411,17 @@ impl Recurrence {
             (OUTPUT_CLIP, output_clip.is_some()),
             (NORM, self.norm.is_some()),
         ];
+        let [steps, batch, hidden, outputs, directions] =
+            [steps, batch, hidden, outputs, count].map(|size| size as u32);
         let sequence = Sequence {
-            steps: steps as u32,
-            batch: batch as u32,
-            hidden: hidden as u32,
-            outputs: outputs as u32,
-            directions: count as u32,
+            steps,
+            batch,
+            hidden,
+            outputs,
+            directions,
             reverse: (self.directions.list()[0] == Direction::Reverse) as u32,
             options: options.iter().map(|(option, given)| if *given { *option } else { 0 }).sum(),
-            mask_steps: if every_step { steps as u32 } else { self.mask.is_some() as u32 },
+            mask_steps: if every_step { steps } else { self.mask.is_some() as u32 },
             weight_hh_stride,
             peephole_stride,
             weight_hr_stride,
@@ -381,10 +436,9 @@ impl Recurrence {
 }
 
 pub(super) fn expect(name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
-    match tensor.shape() == shape {
-        true => Ok(()),
-        false => Err(Error::shape(format!("recording an LSTM, `{name}`"), format!("{shape:?}"), tensor.shape())),
-    }
+    let doing = || format!("recording an LSTM, `{name}`");
+    ensure!(tensor.shape() == shape, Error::shape(doing(), format!("{shape:?}"), tensor.shape()));
+    Ok(())
 }
 
 /// Normalises a row in place; gives 1 / its standard deviation.
@@ -437,6 +491,14 @@ pub(super) fn clip<T: Float>(v: T, limit: T) -> T {
 pub(super) fn within<T: Float>(v: T, limit: T) -> bool {
     // so written, a NaN is within
     !(v >= limit || v <= -limit)
+}
+
+/// Makes those gradients 0 whose values are not [`within`] a clip.
+#[inline(always)]
+pub(super) fn stop_at<T: Float>(limit: T, gradients: &mut [T], values: &[T]) {
+    for (gradient, v) in gradients.iter_mut().zip(values) {
+        *gradient = if within(*v, limit) { *gradient } else { T::ZERO };
+    }
 }
 
 /// Time of the `n`-th step of the way back, and the row of the state after it; for n = T that of the initial state.
