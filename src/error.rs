@@ -183,7 +183,21 @@ macro_rules! ensure {
 
 pub(crate) use ensure;
 
+/// Error: another shape than wanted.
+pub(crate) fn same_shape(doing: impl Into<String>, wanted: &[usize], found: &[usize]) -> Result<()> {
+    ensure!(wanted == found, Error::shape(doing, format!("{wanted:?}"), found));
+    Ok(())
+}
+
 impl Error {
+    pub(crate) fn name(doing: &'static str, name: &str, problem: &'static str) -> Self {
+        Error::Name { doing, name: name.to_string(), problem }
+    }
+
+    pub(crate) fn value(slot: &str, expected: impl Into<String>, found: impl ToString) -> Self {
+        Error::Value { slot: slot.to_string(), expected: expected.into(), found: found.to_string() }
+    }
+
     pub(crate) fn config(what: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
         Error::Config { what: what.into(), expected: expected.into(), found: found.to_string() }
     }

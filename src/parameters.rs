@@ -61,7 +61,7 @@ impl Parameters {
     pub fn declare(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f64>) -> Result<()> {
         let name = name.into();
         let taken = self.by_name.contains_key(&name);
-        ensure!(!taken, Error::Name { doing: "declaring a parameter", name, problem: "is taken already" });
+        ensure!(!taken, Error::name("declaring a parameter", &name, "is taken already"));
         let len = shape.iter().product::<usize>();
         let some = len > 0 && !shape.is_empty();
         ensure!(some, Error::shape(format!("declaring parameter `{name}`"), "no size of zero", shape));
@@ -89,12 +89,8 @@ impl Parameters {
 
     /// Name, shape and place of a parameter.
     pub fn entry(&self, name: &str) -> Result<&Parameter> {
-        let index = self.by_name.get(name).ok_or_else(|| Error::Name {
-            doing: "looking up a parameter",
-            name: name.to_string(),
-            problem: "is not known",
-        })?;
-        Ok(&self.entries[*index])
+        let unknown = || Error::name("looking up a parameter", name, "is not known");
+        self.by_name.get(name).map(|index| &self.entries[*index]).ok_or_else(unknown)
     }
 
     /// All parameters in the order of declaration.
@@ -149,8 +145,7 @@ impl Parameters {
 }
 
 fn check_values(name: &str, len: usize, values: &[f64]) -> Result<()> {
-    let (slot, expected, found) = (name.to_string(), format!("{len} values"), values.len().to_string());
-    ensure!(values.len() == len, Error::Value { slot, expected, found });
+    ensure!(values.len() == len, Error::value(name, format!("{len} values"), values.len()));
     check_finite(name, values.iter().copied())
 }
 

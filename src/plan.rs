@@ -18,7 +18,7 @@
 //! # Ok(()) }
 //! ```
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernel::{Access, Operation};
 pub use crate::tensor::SlotId;
 use crate::tensor::{Dtype, PlanId, Tensor};
@@ -151,9 +151,10 @@ impl Slot {
 }
 
 /// The part of a training step a step of the plan belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
     /// Outputs and loss.
+    #[default]
     Forward,
     /// Gradients.
     Backward,
@@ -257,12 +258,8 @@ impl Plan {
     /// The whole of a slot, by name. Error: no slot has it.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let found = self.slots.iter().position(|s| s.name == name);
-        let index = found.ok_or_else(|| Error::Name {
-            doing: "looking up a slot of the plan",
-            name: name.to_string(),
-            problem: "is not known",
-        })?;
-        Ok(self.whole(SlotId(index)))
+        let unknown = || Error::name("looking up a slot of the plan", name, "is not known");
+        found.map(|index| self.whole(SlotId(index))).ok_or_else(unknown)
     }
 
     /// The whole of a slot.
@@ -272,10 +269,9 @@ impl Plan {
 
     /// Error: a tensor of another plan.
     pub(crate) fn check(&self, doing: &str, tensor: &Tensor) -> Result<()> {
-        match tensor.plan == self.id && tensor.slot.0 < self.slots.len() {
-            true => Ok(()),
-            false => Err(Error::config(doing, "a tensor of this plan", "a tensor of another one")),
-        }
+        let ours = tensor.plan == self.id && tensor.slot.0 < self.slots.len();
+        ensure!(ours, Error::config(doing, "a tensor of this plan", "a tensor of another one"));
+        Ok(())
     }
 
     /// Bytes of all slots and blocks in f32: linear in the number of steps.

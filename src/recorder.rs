@@ -44,7 +44,7 @@ pub struct Recorder<'p> {
 }
 
 /// What is recorded beside the plan.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct State {
     phase: Phase,
     tape: Vec<Backward>,
@@ -115,13 +115,7 @@ impl<'p> Recorder<'p> {
                 ..Plan::default()
             },
             by_name: HashMap::new(),
-            state: State {
-                phase: Phase::Forward,
-                tape: Vec::new(),
-                instances: HashMap::new(),
-                frozen: Vec::new(),
-                gradients: Vec::new(),
-            },
+            state: State::default(),
         }
     }
 
@@ -191,12 +185,8 @@ impl<'p> Recorder<'p> {
 
     /// A parameter of the block. Error: its name is not known.
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
-        let entry = self.parameters.entry(name)?.clone();
-        let storage = Storage::Parameters(entry.range.start);
-        if let Some(id) = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage) {
-            return Ok(self.plan.whole(*id));
-        }
-        self.any_slot(name, &entry.shape, Dtype::F32, Kind::Parameter, storage)
+        let entry = self.parameters.entry(name)?;
+        self.stored(name, &entry.shape, Kind::Parameter, Storage::Parameters(entry.range.start))
     }
 
     /// The block of all parameters, or of all their gradients, as one row.
@@ -205,11 +195,15 @@ impl<'p> Recorder<'p> {
             false => ("parameters", Kind::Parameter, Storage::Parameters(0)),
             true => ("gradients", Kind::ParameterGradient, Storage::Gradients(0)),
         };
-        let shape = vec![self.plan.block_len];
-        let id = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage);
-        match id.filter(|id| self.plan.slot(**id).shape == shape) {
-            Some(id) => Ok(self.plan.whole(*id)),
-            None => self.any_slot(name, &shape, Dtype::F32, kind, storage),
+        self.stored(name, &[self.plan.block_len], kind, storage)
+    }
+
+    /// The slot of this name, shape and place among the parameters or their gradients; a new one where there is none.
+    fn stored(&mut self, name: &str, shape: &[usize], kind: Kind, storage: Storage) -> Result<Tensor> {
+        let found = self.by_name.get(name).filter(|id| self.plan.slot(**id).storage == storage);
+        match found.map(|id| self.plan.whole(*id)).filter(|found| found.shape == shape) {
+            Some(found) => Ok(found),
+            None => self.any_slot(name, shape, Dtype::F32, kind, storage),
         }
     }
 
@@ -229,10 +223,9 @@ impl<'p> Recorder<'p> {
                 .collect(),
         };
         let ordered = starts.len() == tensors.len() && starts.is_sorted_by(|a, b| a + first.len() <= *b);
-        if !ordered || tensors.iter().any(|t| t.shape != first.shape) {
-            let wanted = "equal shapes, one behind the other in one slot or in the block of parameters";
-            return Err(Error::config(doing, wanted, format!("starts {starts:?} of {} tensors", tensors.len())));
-        }
+        let fits = ordered && tensors.iter().all(|t| t.shape == first.shape);
+        let wanted = "equal shapes, one behind the other in one slot or in the block of parameters";
+        ensure!(fits, Error::config(doing, wanted, format!("starts {starts:?} of {} tensors", tensors.len())));
         let whole = if last.slot == first.slot { self.plan.whole(first.slot) } else { self.block(false)? };
         let shape = vec![starts[starts.len() - 1] + last.len() - starts[0]];
         Ok((Tensor { offset: starts[0], shape, ..whole }, starts[1] - starts[0]))
@@ -266,9 +259,8 @@ impl<'p> Recorder<'p> {
     fn ask(&mut self, tensor: &Tensor, wanted: bool) -> Result<()> {
         let doing = "asking for a gradient, or for none";
         self.plan.check(doing, tensor)?;
-        if tensor.len() != self.plan.slot(tensor.slot).len() {
-            return Err(Error::config(doing, "a whole slot", "some of its rows"));
-        }
+        let whole = tensor.len() == self.plan.slot(tensor.slot).len();
+        ensure!(whole, Error::config(doing, "a whole slot", "some of its rows"));
         let of = &mut self.state.gradients[tensor.slot.0];
         (of.asked, of.wanted) = (Some(wanted), wanted);
         Ok(())
@@ -299,10 +291,8 @@ impl<'p> Recorder<'p> {
     /// Parameters at this path and below it are not trained, and no step is recorded for what only they would need.
     /// Error: no parameter lies there.
     pub fn freeze(&mut self, path: &str) -> Result<()> {
-        if !self.parameters.iter().any(|parameter| lies_at(&parameter.name, path)) {
-            let (doing, name) = ("freezing parameters", path.to_string());
-            return Err(Error::Name { doing, name, problem: "is the path of none" });
-        }
+        let some = self.parameters.iter().any(|parameter| lies_at(&parameter.name, path));
+        ensure!(some, Error::name("freezing parameters", path, "is the path of none"));
         self.state.frozen.push(path.to_string());
         Ok(())
     }
@@ -383,10 +373,9 @@ impl<'p> Recorder<'p> {
     fn check_kind(&self, doing: &str, tensor: &Tensor, fits: impl Fn(Kind) -> bool, wanted: String) -> Result<()> {
         self.plan.check(doing, tensor)?;
         let slot = self.plan.slot(tensor.slot);
-        match fits(slot.kind) {
-            true => Ok(()),
-            false => Err(Error::config(doing, wanted, format!("`{}` {:?}, {}", slot.name, tensor.shape, slot.kind))),
-        }
+        let found = || format!("`{}` {:?}, {}", slot.name, tensor.shape, slot.kind);
+        ensure!(fits(slot.kind), Error::config(doing, wanted, found()));
+        Ok(())
     }
 
     fn slot(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Tensor> {
@@ -395,15 +384,13 @@ impl<'p> Recorder<'p> {
     }
 
     fn any_slot(&mut self, name: &str, shape: &[usize], dtype: Dtype, kind: Kind, storage: Storage) -> Result<Tensor> {
-        ensure!(!shape.contains(&0), Error::shape(format!("recording slot `{name}`"), "no size of zero", shape));
+        let wrong = |wanted: &str| Error::shape(format!("recording slot `{name}`"), wanted, shape);
+        ensure!(!shape.contains(&0), wrong("no size of zero"));
         // kernels index with u32
-        if shape.iter().try_fold(1u32, |n, s| u32::try_from(*s).ok().and_then(|s| n.checked_mul(s))).is_none() {
-            return Err(Error::shape(format!("recording slot `{name}`"), "fewer than 2^32 elements", shape));
-        }
-        if self.by_name.contains_key(name) {
-            let problem = "is taken already";
-            return Err(Error::Name { doing: "recording a slot", name: name.to_string(), problem });
-        }
+        let count = shape.iter().try_fold(1u32, |n, s| n.checked_mul(u32::try_from(*s).ok()?));
+        ensure!(count.is_some(), wrong("fewer than 2^32 elements"));
+        let taken = self.by_name.contains_key(name);
+        ensure!(!taken, Error::name("recording a slot", name, "is taken already"));
         let id = SlotId(self.plan.slots.len());
         self.by_name.insert(name.to_string(), id);
         let (name, shape) = (name.to_string(), shape.to_vec());
@@ -416,11 +403,10 @@ impl<'p> Recorder<'p> {
     /// parameters that make no sense, or a buffer both written and bound a second time (no GPU API allows that).
     pub fn push<K: Kernel>(&mut self, kernel: K, operands: K::Tensors<'_>) -> Result<()> {
         let doing = || format!("recording a step of `{}`", K::NAME);
+        let wrong = |wanted: &str, found: &dyn std::fmt::Display| Error::config(doing(), wanted, found);
         let operands = K::list(&operands);
         let words = K::FIELDS.len() + K::BINDINGS.len();
-        if words > MAX_WORDS {
-            return Err(Error::config(doing(), format!("at most {MAX_WORDS} parameters and operands"), words));
-        }
+        ensure!(words <= MAX_WORDS, wrong(&format!("at most {MAX_WORDS} parameters and operands"), &words));
         let present = || K::BINDINGS.iter().zip(&operands).filter_map(|(b, o)| o.map(|o| (b, o)));
         let buffer = |id: SlotId| match self.plan.slot(id).storage {
             Storage::Own => (0, id.0),
@@ -430,24 +416,20 @@ impl<'p> Recorder<'p> {
         for (binding, operand) in present() {
             self.plan.check(&doing(), operand)?;
             let slot = self.plan.slot(operand.slot);
-            if slot.dtype != binding.dtype {
-                let found = format!("`{}`, a slot of {}", slot.name, slot.kind);
-                return Err(Error::config(doing(), format!("{:?} for `{}`", binding.dtype, binding.name), found));
-            }
+            let wanted = || format!("{:?} for `{}`", binding.dtype, binding.name);
+            let found = || format!("`{}`, a slot of {}", slot.name, slot.kind);
+            ensure!(slot.dtype == binding.dtype, wrong(&wanted(), &found()));
             let same = present().filter(|(_, o)| buffer(o.slot) == buffer(operand.slot)).count();
-            if binding.access == Access::Write && same > 1 {
-                return Err(Error::config(doing(), "a buffer that is written to be bound once", &slot.name));
-            }
+            let once = binding.access != Access::Write || same == 1;
+            ensure!(once, wrong("a buffer that is written to be bound once", &slot.name));
         }
-        let Some(needs) = Operation::needs(&kernel) else {
-            return Err(Error::config(doing(), "sizes above zero", format!("{kernel:?}")));
-        };
+        let needs = Operation::needs(&kernel);
+        let needs = needs.ok_or_else(|| wrong("sizes above zero", &format!("{kernel:?}")))?;
         for ((binding, operand), need) in K::BINDINGS.iter().zip(&operands).zip(needs) {
-            if need > operand.map_or(0, Tensor::len) as u128 {
-                let named = |o: &Tensor| format!("`{}` {:?}", self.plan.slot(o.slot).name, o.shape);
-                let found = operand.map_or("none".into(), named);
-                return Err(Error::config(doing(), format!("at least {need} elements for `{}`", binding.name), found));
-            }
+            let named = |o: &Tensor| format!("`{}` {:?}", self.plan.slot(o.slot).name, o.shape);
+            let wanted = || format!("at least {need} elements for `{}`", binding.name);
+            let enough = need <= operand.map_or(0, Tensor::len) as u128;
+            ensure!(enough, wrong(&wanted(), &operand.map_or("none".into(), named)));
         }
         let operands = operands.into_iter().map(Option::<&Tensor>::cloned).collect();
         self.plan.steps.push(Step { operation: Arc::new(kernel), operands, phase: self.state.phase });
@@ -498,9 +480,8 @@ impl<'p> Recorder<'p> {
     /// Records the contribution of a finished gradient to that of `of`, if anybody wants that.
     /// Errors: other sizes, and those of [`Recorder::contribute`].
     pub fn add_gradient(&mut self, gradient: &Tensor, of: &Tensor) -> Result<()> {
-        if gradient.len() != of.len() {
-            return Err(Error::shape("recording a gradient", format!("{:?}", of.shape()), gradient.shape()));
-        }
+        let wrong = || Error::shape("recording a gradient", format!("{:?}", of.shape()), gradient.shape());
+        ensure!(gradient.len() == of.len(), wrong());
         match self.contribute(of)? {
             Some(target) => crate::kernels::copy_columns::record(self, gradient, &target),
             None => Ok(()),
@@ -511,9 +492,8 @@ impl<'p> Recorder<'p> {
     /// Errors as [`Recorder::want_gradient`].
     pub fn gradient_in_place(&mut self, of: &Tensor) -> Result<Tensor> {
         self.want_gradient(of)?;
-        let Some(target) = self.contribute(of)? else {
-            return Err(Error::config("recording a gradient in place", "a tensor with a gradient", "a detached one"));
-        };
+        let refused = || Error::config("recording a gradient in place", "a tensor with a gradient", "a detached one");
+        let target = self.contribute(of)?.ok_or_else(refused)?;
         if !target.adds {
             self.fill(&target.tensor, 0.0)?;
         }
@@ -543,10 +523,9 @@ impl<'p> Recorder<'p> {
 
     fn walk_tape(&mut self, seed: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         self.attempt(|rec| {
-            if rec.state.phase != Phase::Forward {
-                let found = "a second one";
-                return Err(Error::config("recording the backward pass", "one backward pass in a plan", found));
-            }
+            let refused =
+                || Error::config("recording the backward pass", "one backward pass in a plan", "a second one");
+            ensure!(rec.state.phase == Phase::Forward, refused());
             rec.state.phase = Phase::Backward;
             rec.find_wanted();
             seed(rec)?;
@@ -556,14 +535,10 @@ impl<'p> Recorder<'p> {
 
     /// Steps recorded from here on belong to the update of the parameters.
     pub(crate) fn begin_update(&mut self) -> Result<()> {
-        if self.state.phase == Phase::Forward {
-            let found = "no backward pass recorded";
-            return Err(Error::config("recording the update", "gradients to update with", found));
-        }
-        if !self.plan.trains {
-            let found = "a loss that reaches none";
-            return Err(Error::config("recording the update", "a gradient of some parameter", found));
-        }
+        let wrong = |wanted: &str, found: &str| Error::config("recording the update", wanted, found);
+        let back = self.state.phase != Phase::Forward;
+        ensure!(back, wrong("gradients to update with", "no backward pass recorded"));
+        ensure!(self.plan.trains, wrong("a gradient of some parameter", "a loss that reaches none"));
         self.state.phase = Phase::Update;
         Ok(())
     }

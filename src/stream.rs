@@ -1,6 +1,6 @@
 //! Streaming: an LSTM that takes one step at a time and keeps its state on the device between them.
 
-use crate::error::{Error, Result, ensure};
+use crate::error::{Error, Result, ensure, same_shape};
 use crate::float::Float;
 use crate::layers::{Lstm, LstmState};
 use crate::recorder::Recorder;
@@ -120,13 +120,12 @@ impl Stream {
     /// Sets the state. Errors: other shapes, a value that is not finite; the state then stays as it was.
     pub fn set_state(&mut self, state: &StreamState) -> Result<()> {
         let doing = "setting the state of a stream";
-        if state.layers.len() != self.states.len() {
-            return Err(Error::config(doing, format!("{} layers", self.states.len()), state.layers.len()));
-        }
+        let (count, found) = (self.states.len(), state.layers.len());
+        ensure!(found == count, Error::config(doing, format!("{count} layers"), found));
         let pairs =
             || self.states.iter().zip(&state.layers).flat_map(|(to, from)| [(&to.h, &from.h), (&to.c, &from.c)]);
         for (to, from) in pairs() {
-            ensure!(from.shape() == to.shape(), Error::shape(doing, format!("{:?}", to.shape()), from.shape()));
+            same_shape(doing, to.shape(), from.shape())?;
             // as f32, which is what a device may hold
             if let Some(value) = from.iter().find(|v| !(**v as f32).is_finite()) {
                 return Err(Error::config(doing, "finite numbers", value));
@@ -137,13 +136,8 @@ impl Stream {
 
     /// Sets the state of one stream to zero. Error: no such stream.
     pub fn reset(&mut self, stream: usize) -> Result<()> {
-        for LstmState { h, c } in &self.states {
-            for tensor in [h, c] {
-                let row = tensor.row(stream)?;
-                self.workspace.write(&row, &vec![0.0f32; row.len()])?;
-            }
-        }
-        Ok(())
+        let rows = self.states.iter().flat_map(|state| [&state.h, &state.c]).map(|tensor| tensor.row(stream));
+        rows.into_iter().try_for_each(|row| row.and_then(|row| self.workspace.write(&row, &vec![0.0f32; row.len()])))
     }
 }
 

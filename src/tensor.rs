@@ -1,6 +1,6 @@
 //! Views: which elements of which slot, under which shape.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The type of a slot's elements.
@@ -84,19 +84,18 @@ impl Tensor {
 
     /// The same elements under another shape. Error: another number of elements.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
-        if shape.iter().try_fold(1usize, |n, s| n.checked_mul(*s)) != Some(self.len()) {
-            return Err(Error::shape("reshaping", format!("{} elements as in {:?}", self.len(), self.shape), shape));
-        }
+        let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
+        let wanted = || format!("{} elements as in {:?}", self.len(), self.shape);
+        ensure!(count == Some(self.len()), Error::shape("reshaping", wanted(), shape));
         Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
     }
 
     /// Entries `start..start + count` of the leading axis. Error: none, or more than there are.
     pub fn narrow(&self, start: usize, count: usize) -> Result<Tensor> {
         let lead = self.shape.first().copied().unwrap_or(0);
-        if count == 0 || start.checked_add(count).is_none_or(|end| end > lead) {
-            let wanted = format!("{count} entries (at least one) from {start} on the leading axis");
-            return Err(Error::shape("taking rows", wanted, &self.shape));
-        }
+        let within = count > 0 && start.checked_add(count).is_some_and(|end| end <= lead);
+        let wanted = || format!("{count} entries (at least one) from {start} on the leading axis");
+        ensure!(within, Error::shape("taking rows", wanted(), &self.shape));
         let mut shape = self.shape.clone();
         shape[0] = count;
         Ok(Tensor { offset: self.offset + start * (self.len() / lead), shape, ..self.clone() })
@@ -104,8 +103,7 @@ impl Tensor {
 
     /// Entry `index` of the leading axis, without that axis. Error: no such entry.
     pub fn row(&self, index: usize) -> Result<Tensor> {
-        let one = self.narrow(index, 1)?;
-        one.reshape(&self.shape[1..])
+        self.narrow(index, 1)?.reshape(&self.shape[1..])
     }
 }
 

@@ -20,29 +20,28 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// One of two, by direction.
+    pub(crate) fn of<T>(self, forward: T, reverse: T) -> T {
+        match self {
+            Direction::Forward => forward,
+            Direction::Reverse => reverse,
+        }
+    }
+
     /// Row of a `[T+1, B, H]` state with the state *after* time `t`: the initial state stands
     /// before row 1 going forward, and behind row T-1 in reverse.
     pub fn row_after(self, t: usize) -> usize {
-        match self {
-            Direction::Forward => t + 1,
-            Direction::Reverse => t,
-        }
+        self.of(t + 1, t)
     }
 
     /// Row with the state *before* time `t`.
     pub fn row_before(self, t: usize) -> usize {
-        match self {
-            Direction::Forward => t,
-            Direction::Reverse => t + 1,
-        }
+        self.of(t, t + 1)
     }
 
     /// Row with the initial state of a run over `steps`.
     pub fn first_row(self, steps: usize) -> usize {
-        match self {
-            Direction::Forward => 0,
-            Direction::Reverse => steps,
-        }
+        self.of(0, steps)
     }
 
     /// Row with the final state.
@@ -60,10 +59,7 @@ impl Direction {
 
     /// "forward" or "reverse".
     pub fn name(self) -> &'static str {
-        match self {
-            Direction::Forward => "forward",
-            Direction::Reverse => "reverse",
-        }
+        self.of("forward", "reverse")
     }
 }
 

@@ -13,18 +13,17 @@ mod models;
 
 use crate::case::Case;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::kernel::AdapterClass;
 use crate::kernels::recurrence::Recurrence;
 use crate::kernels::*;
 use crate::parameters::Parameters;
 use crate::plan::Plan;
 use crate::recorder::Recorder;
-use crate::rng::Rng;
-use crate::run::lockstep::{self, Tolerance};
+use crate::run::lockstep::Tolerance;
 use crate::run::{Store, Workspace};
 use crate::time::{Direction, Directions};
-use models::{check_gradients, check_model, fill, forms};
+use models::{agree, check_gradients, check_model, forms};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +45,13 @@ pub struct Row {
 }
 
 impl Row {
+    /// Waits for an outcome, and takes the time.
+    async fn of(group: &'static str, name: String, outcome: impl Future<Output = Result<f64>>) -> Row {
+        let start = Instant::now();
+        let outcome = outcome.await.map_err(|e| e.to_string());
+        Row { group, name, outcome, time: start.elapsed() }
+    }
+
     /// Whether the error is within what is tolerated.
     pub fn is_ok(&self) -> bool {
         self.outcome.as_ref().is_ok_and(|worst| *worst <= 1.0)
@@ -137,19 +143,9 @@ pub fn plan_of(case: &Case) -> Result<Plan> {
 
 /// Runs a case on a device, guarded and poisoned, in lock-step with the twins in f64; the worst error over tolerance.
 pub async fn check(device: &Device, case: &Case) -> Result<f64> {
-    let (plan, parameters) = (Arc::new(plan_of(case)?), Parameters::new());
-    let reference = Store::new_async(&Device::reference(), &parameters).await?;
-    let mut reference = Workspace::new_async(&reference, plan.clone()).await?;
-    let mut other = Workspace::guarded_async(&Store::new_async(device, &parameters).await?, plan.clone()).await?;
-    for workspace in [&mut reference, &mut other] {
-        fill(workspace, &mut Rng::new(5), case.bound, true)?;
-        if plan.slots().iter().any(|s| s.name.split('.').any(|part| part == "out")) {
-            workspace.poison()?;
-        }
-    }
-    let worst = lockstep::run_async(&mut other, &mut reference, F32).await?;
-    other.check_guards_async().await?;
-    Ok(worst)
+    let plan = Arc::new(plan_of(case)?);
+    let poisoned = plan.slots().iter().any(|s| s.name.split('.').any(|part| part == "out"));
+    agree(device, &Parameters::new(), &plan, (case.bound, true), poisoned).await
 }
 
 /// Runs the cases of a kernel in which a variant fits; how many there were, and the worst error over tolerance.
@@ -188,20 +184,16 @@ async fn check_nan(device: &Device) -> Result<f64> {
     let mut workspace = Workspace::new_async(&Store::new_async(device, &parameters).await?, rec.finish()).await?;
     workspace.run_async().await?;
     let found = workspace.read_async::<f64>(&h.row(0)?.row(1)?).await?;
-    match found.iter().position(|v| !v.is_nan()) {
+    let what = "h of NaN weights, which must be NaN".to_string();
+    match found.into_iter().enumerate().find(|(_, v)| !v.is_nan()) {
         None => Ok(0.0),
-        Some(index) => {
-            Err(Error::NonFinite { what: "h of NaN weights, which must be NaN".into(), index, value: found[index] })
-        }
+        Some((index, value)) => Err(Error::NonFinite { what, index, value }),
     }
 }
 
 /// Examines a device; see the [module](self). `extra` are cases of your own, for kernels that everloop does not know.
 pub async fn examine_async(device: &Device, extra: &[Case]) -> Report {
     let mut rows = Vec::new();
-    let mut note = |group, name: String, start: Instant, outcome: Result<f64>| {
-        rows.push(Row { group, name, outcome: outcome.map_err(|e| e.to_string()), time: start.elapsed() });
-    };
     let classes: &[AdapterClass] = match device.is_gpu() {
         true => &[AdapterClass::Hardware, AdapterClass::Software],
         false => &[AdapterClass::Hardware],
@@ -209,11 +201,12 @@ pub async fn examine_async(device: &Device, extra: &[Case]) -> Report {
     for kernel in ALL {
         let variants = if device.is_gpu() { (kernel.variants)() } else { vec![kernel.form] };
         for variant in variants {
-            let start = Instant::now();
-            let outcome = check_variant(device, kernel, variant, false).await;
-            let none = || Error::config("cases of a variant", "at least one", "none");
-            let outcome = outcome.and_then(|(count, worst)| if count == 0 { Err(none()) } else { Ok(worst) });
-            note("kernel", format!("{} {variant}", kernel.name), start, outcome);
+            let outcome = async {
+                let (count, worst) = check_variant(device, kernel, variant, false).await?;
+                ensure!(count > 0, Error::config("cases of a variant", "at least one", "none"));
+                Ok(worst)
+            };
+            rows.push(Row::of("kernel", format!("{} {variant}", kernel.name), outcome).await);
         }
     }
     for class in classes {
@@ -223,26 +216,17 @@ pub async fn examine_async(device: &Device, extra: &[Case]) -> Report {
             false => String::new(),
         };
         for form in forms() {
-            let start = Instant::now();
-            let outcome = check_model(&device, &form).await;
-            note("model", format!("{}{shaders}", form.name), start, outcome);
-            let start = Instant::now();
-            let outcome = check_gradients(&device, &form).await;
-            note("gradient", format!("{}{shaders}", form.name), start, outcome);
+            let name = format!("{}{shaders}", form.name);
+            rows.push(Row::of("model", name.clone(), check_model(&device, &form)).await);
+            rows.push(Row::of("gradient", name, check_gradients(&device, &form)).await);
         }
         for case in traps() {
-            let start = Instant::now();
-            let outcome = check(&device, &case).await;
-            note("trap", format!("{}{shaders}", case.name), start, outcome);
+            rows.push(Row::of("trap", format!("{}{shaders}", case.name), check(&device, &case)).await);
         }
-        let start = Instant::now();
-        let outcome = check_nan(&device).await;
-        note("trap", format!("NaN in the weights{shaders}"), start, outcome);
+        rows.push(Row::of("trap", format!("NaN in the weights{shaders}"), check_nan(&device)).await);
     }
     for case in extra {
-        let start = Instant::now();
-        let outcome = check(device, case).await;
-        note("kernel", case.name.clone(), start, outcome);
+        rows.push(Row::of("kernel", case.name.clone(), check(device, case)).await);
     }
     Report { device: device.to_string(), rows }
 }

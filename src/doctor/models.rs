@@ -17,7 +17,7 @@ use std::sync::Arc;
 const FIRST_STEP: u32 = 3;
 
 /// Random values for every input, and for everything else that has a buffer of its own if `all` is asked for.
-pub(super) fn fill(workspace: &mut Workspace, rng: &mut Rng, bound: f64, all: bool) -> Result<()> {
+fn fill(workspace: &mut Workspace, rng: &mut Rng, bound: f64, all: bool) -> Result<()> {
     let plan = workspace.plan().clone();
     for (slot, index) in plan.slots().iter().zip(0..) {
         let tensor = plan.whole(SlotId(index));
@@ -81,9 +81,8 @@ fn everything(config: LstmConfig) -> LstmConfig {
 }
 
 /// A model of every layer: LSTM of some form with given state, dense, both losses.
-fn model(form: &Form) -> Result<(Parameters, Plan)> {
-    let Form { config, steps, batch, .. } = form;
-    let (steps, batch) = (*steps, *batch);
+fn model(form: &Form) -> Result<(Parameters, Arc<Plan>)> {
+    let Form { ref config, steps, batch, .. } = *form;
     let (rng, mut parameters) = (&mut Rng::new(9), Parameters::new());
     let lstm = config.declare(&mut parameters, "lstm", rng)?;
     let dense = DenseConfig::new(config.output_size(), 5).declare(&mut parameters, "linear", rng)?;
@@ -91,22 +90,16 @@ fn model(form: &Form) -> Result<(Parameters, Plan)> {
     let x = rec.input("x", &[steps, batch, config.input_size])?;
     rec.want_gradient(&x)?;
     let mut initial = Vec::new();
-    for layer in 0..config.layers() {
-        for direction in config.directions() {
-            let mut state = |name: &str, columns: usize| -> Result<Tensor> {
-                let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[batch, columns])?;
-                rec.want_gradient(&tensor)?;
-                Ok(tensor)
-            };
-            let (outputs, hidden) = config.state_sizes(layer);
-            initial.push(LstmState { h: state("h0", outputs)?, c: state("c0", hidden)? });
-        }
+    for (layer, direction) in (0..config.layers()).flat_map(|k| config.directions().iter().map(move |d| (k, d))) {
+        let mut state = |name: &str, columns: usize| -> Result<Tensor> {
+            let tensor = rec.input(&format!("{name}.{layer}.{direction:?}"), &[batch, columns])?;
+            rec.want_gradient(&tensor).map(|()| tensor)
+        };
+        let (outputs, hidden) = config.state_sizes(layer);
+        initial.push(LstmState { h: state("h0", outputs)?, c: state("c0", hidden)? });
     }
-    let lengths = if form.lengths { Some(rec.lengths("lengths", batch, steps)?) } else { None };
-    let dropout = match config.dropout > 0.0 {
-        true => Some(Dropout::record(&mut rec, "dropout.step", 7)?),
-        false => None,
-    };
+    let lengths = form.lengths.then(|| rec.lengths("lengths", batch, steps)).transpose()?;
+    let dropout = (config.dropout > 0.0).then(|| Dropout::record(&mut rec, "dropout.step", 7)).transpose()?;
     let (lengths, dropout) = (lengths.as_ref(), dropout.as_ref());
     let inputs = LstmInputs { initial: Some(&initial), lengths, dropout, ..LstmInputs::default() };
     let out = lstm.record_with(&mut rec, &x, inputs)?;
@@ -117,20 +110,33 @@ fn model(form: &Form) -> Result<(Parameters, Plan)> {
     let squared = loss::mean_squared_error(&mut rec, "squared", &out.state[0].c, &wanted)?;
     let total = layers::add(&mut rec, "loss", &entropy.loss, &squared)?;
     rec.backward(&total)?;
-    let plan = rec.finish();
+    let plan = Arc::new(rec.finish());
     Ok((parameters, plan))
 }
 
 /// Whole models on the device, in lock-step with the twins.
 pub(super) async fn check_model(device: &Device, form: &Form) -> Result<f64> {
     let (parameters, plan) = model(form)?;
-    let plan = Arc::new(plan);
-    let mut reference =
-        Workspace::new_async(&Store::new_async(&Device::reference(), &parameters).await?, plan.clone()).await?;
-    let mut other = Workspace::guarded_async(&Store::new_async(device, &parameters).await?, plan).await?;
+    agree(device, &parameters, &plan, (1.0, false), true).await
+}
+
+/// Runs a plan on a device, guarded, in lock-step with the twins in f64, both [filled](fill) alike and then poisoned if
+/// told; the worst error over tolerance.
+pub(super) async fn agree(
+    device: &Device,
+    parameters: &Parameters,
+    plan: &Arc<Plan>,
+    (bound, all): (f64, bool),
+    poisoned: bool,
+) -> Result<f64> {
+    let reference = Store::new_async(&Device::reference(), parameters).await?;
+    let mut reference = Workspace::new_async(&reference, plan.clone()).await?;
+    let mut other = Workspace::guarded_async(&Store::new_async(device, parameters).await?, plan.clone()).await?;
     for workspace in [&mut reference, &mut other] {
-        workspace.poison()?;
-        fill(workspace, &mut Rng::new(5), 1.0, false)?;
+        fill(workspace, &mut Rng::new(5), bound, all)?;
+        if poisoned {
+            workspace.poison()?;
+        }
     }
     let worst = lockstep::run_async(&mut other, &mut reference, F32).await?;
     other.check_guards_async().await?;
@@ -140,9 +146,8 @@ pub(super) async fn check_model(device: &Device, form: &Form) -> Result<f64> {
 /// The device's gradients of a model against central differences in f64.
 pub(super) async fn check_gradients(device: &Device, form: &Form) -> Result<f64> {
     let (parameters, plan) = model(form)?;
-    let plan = Arc::new(plan);
-    let mut exact =
-        Workspace::new_async(&Store::new_async(&Device::cpu_f64(), &parameters).await?, plan.clone()).await?;
+    let exact = Store::new_async(&Device::cpu_f64(), &parameters).await?;
+    let mut exact = Workspace::new_async(&exact, plan.clone()).await?;
     let mut other = Workspace::new_async(&Store::new_async(device, &parameters).await?, plan.clone()).await?;
     for workspace in [&mut exact, &mut other] {
         fill(workspace, &mut Rng::new(5), 1.0, false)?;

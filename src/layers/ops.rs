@@ -1,6 +1,6 @@
 //! Sums, slices and concatenations of tensors, with their backward: the glue of free compositions.
 
-use crate::error::{Error, Result, ensure};
+use crate::error::{Error, Result, ensure, same_shape};
 use crate::kernels::copy_columns::{self, BatchRows};
 use crate::kernels::matmul::{self, Matrix};
 use crate::kernels::{highway, highway_backward, multiply};
@@ -27,7 +27,7 @@ use crate::tensor::Tensor;
 /// # Ok(()) }
 /// ```
 pub fn add(rec: &mut Recorder<'_>, name: &str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    ensure!(a.shape() == b.shape(), Error::shape("recording a sum", format!("{:?}", a.shape()), b.shape()));
+    same_shape("recording a sum", a.shape(), b.shape())?;
     rec.attempt(|rec| {
         let y = rec.activation(name, a.shape())?;
         copy_columns::record(rec, a, &Target::replace(&y))?;
@@ -144,11 +144,11 @@ pub fn multiply(rec: &mut Recorder<'_>, name: &str, x: &Tensor, factor: &Tensor)
 pub(super) fn highway(
     rec: &mut Recorder<'_>,
     name: &str,
-    (weight, bias): (&str, &str),
+    names: &[String; 2],
     x: &Tensor,
     h: &Tensor,
 ) -> Result<Tensor> {
-    let (weight, bias) = (rec.parameter(weight)?, rec.parameter(bias)?);
+    let (weight, bias) = (rec.parameter(&names[0])?, rec.parameter(&names[1])?);
     let carry = rec.activation(&format!("{name}.carry"), h.shape())?;
     let y = rec.activation(name, h.shape())?;
     matmul::record(rec, Matrix::plain(x), Matrix::transposed(&weight), &[&bias], &Target::replace(&carry))?;

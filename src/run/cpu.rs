@@ -99,6 +99,9 @@ impl<T> Default for Buffer<T> {
     }
 }
 
+/// An operation in T.
+type Execute<T> = fn(&(dyn Operation + 'static), Vec<Operand<'_, T>>, &mut Scratch<T>, bool);
+
 /// The memory of a plan, and scratch that kernels keep between runs.
 pub(super) struct Memory<T> {
     plan: Arc<Plan>,
@@ -108,6 +111,7 @@ pub(super) struct Memory<T> {
     scratch: Scratch<T>,
     /// For each step: whether it runs its twin; what its packed copy in the store is called, if it keeps one.
     twins: Vec<bool>,
+    execute: Execute<T>,
     keys: Vec<Option<Key>>,
     counters: Counters,
     /// Bytes of slots; the scratch is added when asked.
@@ -134,7 +138,7 @@ fn key(plan: &Plan, step: &Step) -> Option<Key> {
 }
 
 impl<T: Float> Memory<T> {
-    pub fn new(plan: &Arc<Plan>, shared: Arc<Shared<T>>, twins: Vec<bool>) -> Result<Self> {
+    pub fn new(plan: &Arc<Plan>, shared: Arc<Shared<T>>, twins: Vec<bool>, execute: Execute<T>) -> Result<Self> {
         let parameter = |view: &Tensor| matches!(plan.slot(view.slot).storage, Storage::Parameters(_));
         let writes_parameters = plan.steps().iter().flat_map(|step| step.written()).any(parameter);
         let keys: Vec<_> =
@@ -154,7 +158,7 @@ impl<T: Float> Memory<T> {
         };
         let (scratch, bytes, counters) = (Scratch::default(), own.iter().map(bytes).sum(), Counters::default());
         let plan = plan.clone();
-        Ok(Memory { plan, shared, own, scratch, twins, keys, counters, bytes })
+        Ok(Memory { plan, shared, own, scratch, twins, execute, keys, counters, bytes })
     }
 
     pub fn counters(&self) -> Counters {
@@ -205,10 +209,7 @@ impl<T: Float> Memory<T> {
     }
 
     /// Runs one step of the plan.
-    pub fn run(&mut self, index: usize)
-    where
-        Self: Execute<T>,
-    {
+    pub fn run(&mut self, index: usize) {
         let (plan, shared) = (self.plan.clone(), self.shared.clone());
         let step = &plan.steps()[index];
         let storage = |view: &Tensor| plan.slot(view.slot).storage;
@@ -263,7 +264,7 @@ impl<T: Float> Memory<T> {
             }
         };
         let operands = step.operation.bindings().iter().zip(&step.operands).map(operand).collect();
-        Self::execute(&*step.operation, operands, &mut scratch, self.twins[index]);
+        (self.execute)(&*step.operation, operands, &mut scratch, self.twins[index]);
         if let (Some(free), Some(key)) = (free, &self.keys[index]) {
             let values = std::mem::replace(&mut scratch.packed, free);
             if !scratch.is_packed {
@@ -285,22 +286,5 @@ impl<T: Float> Memory<T> {
             lock(&shared.gradients).values = gradients;
         }
         self.counters.dispatches += 1;
-    }
-}
-
-/// Picks the form of an [`Operation`].
-pub(super) trait Execute<T> {
-    fn execute(operation: &dyn Operation, operands: Vec<Operand<'_, T>>, scratch: &mut Scratch<T>, twin: bool);
-}
-
-impl Execute<f32> for Memory<f32> {
-    fn execute(operation: &dyn Operation, operands: Vec<Operand<'_, f32>>, scratch: &mut Scratch<f32>, twin: bool) {
-        operation.run_f32(operands, scratch, twin);
-    }
-}
-
-impl Execute<f64> for Memory<f64> {
-    fn execute(operation: &dyn Operation, operands: Vec<Operand<'_, f64>>, scratch: &mut Scratch<f64>, twin: bool) {
-        operation.run_f64(operands, scratch, twin);
     }
 }

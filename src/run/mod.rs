@@ -1,5 +1,20 @@
 //! Running a plan: a [`Workspace`] is the plan's memory on one device, and its executor.
 
+/// The same for every kind of `Memory` or [`Shared`](store::Shared).
+macro_rules! each {
+    ($of:expr, $kind:ident $name:ident => $work:expr) => {
+        each!($of, $kind cpu $name => $work, gpu $name => $work)
+    };
+    ($of:expr, $kind:ident cpu $name:ident => $work:expr, gpu $gpu:ident => $other:expr) => {
+        match $of {
+            $kind::F32($name) => $work,
+            $kind::F64($name) => $work,
+            #[cfg(feature = "gpu")]
+            $kind::Gpu($gpu) => $other,
+        }
+    };
+}
+
 mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
@@ -10,6 +25,7 @@ pub use store::Store;
 
 use crate::error::{Error, Result, ensure};
 use crate::float::Float;
+use crate::kernel::Operation;
 use crate::kernels::softmax_cross_entropy::IGNORE;
 use crate::parameters::check_finite;
 use crate::plan::{Kind, Plan, Storage};
@@ -92,26 +108,6 @@ enum Memory {
     Gpu(Box<gpu::Memory>),
 }
 
-/// `$work` on the memory of any executor.
-macro_rules! each {
-    ($memory:expr, $of:ident => $work:expr) => {
-        match $memory {
-            Memory::F32($of) => $work,
-            Memory::F64($of) => $work,
-            #[cfg(feature = "gpu")]
-            Memory::Gpu($of) => $work,
-        }
-    };
-    ($memory:expr, cpu $of:ident => $work:expr, gpu $gpu:ident => $other:expr) => {
-        match $memory {
-            Memory::F32($of) => $work,
-            Memory::F64($of) => $work,
-            #[cfg(feature = "gpu")]
-            Memory::Gpu($gpu) => $other,
-        }
-    };
-}
-
 /// A plan's memory on one device, allocated once, and the executor that runs the plan on it. The parameters lie in the
 /// [`Store`], which other workspaces may share.
 ///
@@ -163,8 +159,8 @@ impl Workspace {
         let variants: Vec<&str> = store.device.choose(&plan)?.into_iter().map(|(variant, _)| variant).collect();
         let twins = || variants.iter().map(|variant| *variant == "twin").collect();
         let memory = match &store.shared {
-            Shared::F32(shared) => Memory::F32(cpu::Memory::new(&plan, shared.clone(), twins())?),
-            Shared::F64(shared) => Memory::F64(cpu::Memory::new(&plan, shared.clone(), twins())?),
+            Shared::F32(of) => Memory::F32(cpu::Memory::new(&plan, of.clone(), twins(), <dyn Operation>::run_f32)?),
+            Shared::F64(of) => Memory::F64(cpu::Memory::new(&plan, of.clone(), twins(), <dyn Operation>::run_f64)?),
             #[cfg(feature = "gpu")]
             Shared::Gpu(shared) => {
                 Memory::Gpu(Box::new(gpu::Memory::new(&plan, shared.clone(), &variants, guarded).await?))
@@ -192,7 +188,7 @@ impl Workspace {
 
     /// What was done so far.
     pub fn counters(&self) -> Counters {
-        each!(&self.memory, m => m.counters())
+        each!(&self.memory, Memory m => m.counters())
     }
 
     /// Writes floats, row-major. Errors: a tensor of another plan, a wrong length, a slot that holds no floats, a number
@@ -209,10 +205,9 @@ impl Workspace {
     /// Writes an array of any strides. Errors as [`Workspace::write`], and for a shape other than the tensor's.
     pub fn write_array<T: Float, D: Dimension>(&mut self, to: &Tensor, values: ArrayView<'_, T, D>) -> Result<()> {
         self.plan.check("writing to a workspace", to)?;
-        if values.shape() != to.shape() {
-            let doing = format!("writing `{}`", self.plan.slot(to.slot).name);
-            return Err(Error::shape(doing, format!("{:?}", to.shape()), values.shape()));
-        }
+        let doing = || format!("writing `{}`", self.plan.slot(to.slot).name);
+        let fits = values.shape() == to.shape();
+        ensure!(fits, Error::shape(doing(), format!("{:?}", to.shape()), values.shape()));
         match values.as_slice() {
             Some(slice) => self.write(to, slice),
             None => self.write(to, &values.iter().copied().collect::<Vec<_>>()),
@@ -240,7 +235,7 @@ impl Workspace {
         let Kind::Lengths { steps } = slot.kind else { return Err(self.not_a("lengths", to)) };
         if let Some((row, length)) = lengths.iter().enumerate().find(|(_, length)| **length as usize > steps) {
             let expected = format!("lengths of 0 to {steps} steps");
-            return Err(Error::Value { slot: slot.name.clone(), expected, found: format!("{length} for row {row}") });
+            return Err(Error::value(&slot.name, expected, format!("{length} for row {row}")));
         }
         self.put_words(to, lengths)
     }
@@ -258,10 +253,8 @@ impl Workspace {
         self.plan.check("writing to a workspace", to)?;
         let slot = self.plan.slot(to.slot);
         ensure!(slot.dtype == dtype, self.not_a(if dtype == Dtype::F32 { "floats" } else { "whole numbers" }, to));
-        if len != to.len() {
-            let expected = format!("{} values for shape {:?}", to.len(), to.shape());
-            return Err(Error::Value { slot: slot.name.clone(), expected, found: len.to_string() });
-        }
+        let expected = || format!("{} values for shape {:?}", to.len(), to.shape());
+        ensure!(len == to.len(), Error::value(&slot.name, expected(), len));
         Ok(())
     }
 
@@ -273,11 +266,11 @@ impl Workspace {
             (kind, Dtype::U32) => kind.to_string(),
             (_, Dtype::F32) => "floats".into(),
         };
-        Error::Value { slot: slot.name.clone(), expected, found: found.into() }
+        Error::value(&slot.name, expected, found)
     }
 
     fn put<T: Float>(&mut self, to: &Tensor, values: &[T]) -> Result<()> {
-        each!(&mut self.memory, cpu m => m.write(to, values), gpu m => match std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>() {
+        each!(&mut self.memory, Memory cpu m => m.write(to, values), gpu m => match std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>() {
             true => m.write(to, bytemuck::cast_slice(values))?,
             false => {
                 let values: Vec<f32> = values.iter().map(|v| v.to_f64() as f32).collect();
@@ -288,7 +281,7 @@ impl Workspace {
     }
 
     fn put_words(&mut self, to: &Tensor, words: &[u32]) -> Result<()> {
-        each!(&mut self.memory, cpu m => m.write_words(to, words), gpu m => m.write(to, bytemuck::cast_slice(words))?);
+        each!(&mut self.memory, Memory cpu m => m.write_words(to, words), gpu m => m.write(to, bytemuck::cast_slice(words))?);
         Ok(())
     }
 
@@ -317,11 +310,10 @@ impl Workspace {
 
     /// Runs some steps of the plan. Errors: steps that the plan does not have, and those of [`Workspace::run_async`].
     pub async fn run_steps_async(&mut self, steps: Range<usize>) -> Result<()> {
-        if steps.start > steps.end || steps.end > self.plan.steps.len() {
-            let wanted = format!("steps within 0..{}", self.plan.steps.len());
-            return Err(Error::config("running a plan", wanted, format!("{steps:?}")));
-        }
-        each!(&mut self.memory, cpu m => steps.for_each(|index| m.run(index)), gpu m => m.run(steps).await?);
+        let count = self.plan.steps.len();
+        let refused = || Error::config("running a plan", format!("steps within 0..{count}"), format!("{steps:?}"));
+        ensure!(steps.start <= steps.end && steps.end <= count, refused());
+        each!(&mut self.memory, Memory cpu m => steps.for_each(|index| m.run(index)), gpu m => m.run(steps).await?);
         Ok(())
     }
 
@@ -339,7 +331,7 @@ impl Workspace {
     pub async fn read_async<T: Float>(&mut self, from: &Tensor) -> Result<Vec<T>> {
         self.check_read(from, Dtype::F32)?;
         let convert = |values: Vec<f64>| values.into_iter().map(T::of).collect();
-        Ok(each!(&mut self.memory, cpu m => convert(m.read(from)), gpu m => {
+        Ok(each!(&mut self.memory, Memory cpu m => convert(m.read(from)), gpu m => {
             let bytes = m.read(from).await?;
             bytes.chunks_exact(4).map(|b| T::of(f32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f64)).collect()
         }))
@@ -349,7 +341,7 @@ impl Workspace {
     /// device.
     pub async fn read_words_async(&mut self, from: &Tensor) -> Result<Vec<u32>> {
         self.check_read(from, Dtype::U32)?;
-        Ok(each!(&mut self.memory, cpu m => m.read_words(from).to_vec(), gpu m => {
+        Ok(each!(&mut self.memory, Memory cpu m => m.read_words(from).to_vec(), gpu m => {
             bytemuck::pod_collect_to_vec(&m.read(from).await?)
         }))
     }
@@ -357,13 +349,11 @@ impl Workspace {
     fn check_read(&self, from: &Tensor, dtype: Dtype) -> Result<()> {
         self.plan.check("reading from a workspace", from)?;
         let slot = self.plan.slot(from.slot);
-        if slot.dtype != dtype {
-            let (wanted, found) = match dtype {
-                Dtype::F32 => ("a slot of floats", "whole numbers, which `read_words` reads"),
-                Dtype::U32 => ("a slot of whole numbers", "floats, which `read` reads"),
-            };
-            return Err(Error::config(format!("reading `{}`", slot.name), wanted, found));
-        }
+        let (wanted, found) = match dtype {
+            Dtype::F32 => ("a slot of floats", "whole numbers, which `read_words` reads"),
+            Dtype::U32 => ("a slot of whole numbers", "floats, which `read` reads"),
+        };
+        ensure!(slot.dtype == dtype, Error::config(format!("reading `{}`", slot.name), wanted, found));
         Ok(())
     }
 
@@ -377,23 +367,22 @@ impl Workspace {
     /// Reads a tensor of one element, such as a loss. Error: [`Error::NonFinite`] if it is not a finite number.
     pub async fn scalar_async(&mut self, from: &Tensor) -> Result<f64> {
         let values = self.read_async::<f64>(from).await?;
-        let [value] = values[..] else {
-            let doing = format!("reading `{}` as a scalar", self.plan.slot(from.slot).name);
-            return Err(Error::shape(doing, "one element", from.shape()));
-        };
-        check_finite(&self.plan.slot(from.slot).name, [value].into_iter())?;
-        Ok(value)
+        let name = &self.plan.slot(from.slot).name;
+        let wrong = || Error::shape(format!("reading `{name}` as a scalar"), "one element", from.shape());
+        ensure!(values.len() == 1, wrong());
+        check_finite(name, values.iter().copied())?;
+        Ok(values[0])
     }
 
     /// Waits until everything submitted is done. Errors: those of the device.
     pub async fn finish_async(&mut self) -> Result<()> {
-        each!(&mut self.memory, cpu _m => Ok(()), gpu m => m.finish().await)
+        each!(&mut self.memory, Memory cpu _m => Ok(()), gpu m => m.finish().await)
     }
 
     /// Checks the guard words of [`Workspace::guarded_async`]. On the CPU a write outside a slot cannot happen.
     #[doc(hidden)]
     pub async fn check_guards_async(&mut self) -> Result<()> {
-        each!(&mut self.memory, cpu _m => Ok(()), gpu m => m.check_guards().await)
+        each!(&mut self.memory, Memory cpu _m => Ok(()), gpu m => m.check_guards().await)
     }
 
     #[doc(hidden)]
@@ -401,9 +390,8 @@ impl Workspace {
     /// dispatch counts as 5e6 at least.
     /// Software adapters have no watchdog and start without a limit.
     pub fn set_submit_flops(&mut self, flops: f64) -> Result<()> {
-        if flops.is_nan() || flops <= 0.0 {
-            return Err(Error::config("operations in a submit", "more than zero", flops));
-        }
+        let some = flops > 0.0;
+        ensure!(some, Error::config("operations in a submit", "more than zero", flops));
         #[cfg(feature = "gpu")]
         if let Memory::Gpu(m) = &mut self.memory {
             m.set_submit_flops(flops);

@@ -4,7 +4,7 @@ use super::cpu;
 #[cfg(feature = "gpu")]
 use super::gpu;
 use crate::device::{Device, Executor, Precision};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::parameters::{Parameters, check_finite};
 use crate::plan::Plan;
 use std::sync::Arc;
@@ -80,12 +80,7 @@ impl Store {
 
     /// Bytes that the device holds for it: parameters, gradients where a plan trains them, packed copies of weights.
     pub fn bytes(&self) -> u64 {
-        match &self.shared {
-            Shared::F32(shared) => shared.bytes(),
-            Shared::F64(shared) => shared.bytes(),
-            #[cfg(feature = "gpu")]
-            Shared::Gpu(shared) => shared.bytes(),
-        }
+        each!(&self.shared, Shared shared => shared.bytes())
     }
 
     /// Replaces the values of all parameters. Errors: other names or shapes than those of the store, a value that is
@@ -95,12 +90,8 @@ impl Store {
         let wide = matches!(self.shared, Shared::F64(_));
         let stored = |v: &f64| if wide { *v } else { *v as f32 as f64 };
         check_finite("the block of all parameters", parameters.block().iter().map(stored))?;
-        match &self.shared {
-            Shared::F32(shared) => shared.write(0, parameters.block()),
-            Shared::F64(shared) => shared.write(0, parameters.block()),
-            #[cfg(feature = "gpu")]
-            Shared::Gpu(shared) => shared.write(parameters.block())?,
-        }
+        let block = parameters.block();
+        each!(&self.shared, Shared cpu shared => shared.write(0, block), gpu shared => shared.write(block)?);
         Ok(())
     }
 
@@ -109,30 +100,23 @@ impl Store {
     pub async fn read_async(&self, into: &mut Parameters) -> Result<()> {
         self.check(into.layout())?;
         let mut block = vec![0.0; into.block().len()];
-        match &self.shared {
-            Shared::F32(shared) => shared.read(0, &mut block),
-            Shared::F64(shared) => shared.read(0, &mut block),
-            #[cfg(feature = "gpu")]
-            Shared::Gpu(shared) => shared.read(&mut block).await?,
-        }
+        each!(&self.shared, Shared cpu of => of.read(0, &mut block), gpu of => of.read(&mut block).await?);
         check_finite("the block of all parameters", block.iter().copied())?;
         into.block_mut().copy_from_slice(&block);
         Ok(())
     }
 
     fn check(&self, layout: u64) -> Result<()> {
-        match layout == self.parameters.layout() {
-            true => Ok(()),
-            false => Err(Error::config("parameters of a store", "those it was made of, by name and shape", "others")),
-        }
+        let wrong = || Error::config("parameters of a store", "those it was made of, by name and shape", "others");
+        ensure!(layout == self.parameters.layout(), wrong());
+        Ok(())
     }
 
     /// Error: a plan over other parameters.
     pub(super) fn check_plan(&self, plan: &Plan) -> Result<()> {
-        match plan.layout == self.parameters.layout() {
-            true => Ok(()),
-            false => Err(Error::config("a plan for a store", "one recorded over the store's parameters", "others")),
-        }
+        let wrong = || Error::config("a plan for a store", "one recorded over the store's parameters", "others");
+        ensure!(plan.layout == self.parameters.layout(), wrong());
+        Ok(())
     }
 }
 

@@ -187,20 +187,17 @@ impl Trace {
                     format!("layer {layer} {} {time}", direction.name())
                 }
             };
-            let (phase, shape, of) = (entry.phase.name(), format!("{:?}", entry.shape), entry.statistics);
+            let (step, phase, shape) = (entry.step, entry.phase.name(), format!("{:?}", entry.shape));
             write!(
                 out,
-                "{:>4} {phase:<8} {:<kernel$} {:<slot$} {place:<23} {shape:<13}",
-                entry.step, entry.kernel, entry.slot
+                "{step:>4} {phase:<8} {:<kernel$} {:<slot$} {place:<23} {shape:<13}",
+                entry.kernel, entry.slot
             )?;
-            write!(
-                out,
-                " min {:>12.5e} max {:>12.5e} mean {:>12.5e} norm {:>11.5e}",
-                of.min, of.max, of.mean, of.norm
-            )?;
-            match of.non_finite {
+            let Statistics { elements, non_finite, min, max, mean, norm } = entry.statistics;
+            write!(out, " min {min:>12.5e} max {max:>12.5e} mean {mean:>12.5e} norm {norm:>11.5e}")?;
+            match non_finite {
                 0 => writeln!(out)?,
-                count => writeln!(out, "  {count} of {} not finite", of.elements)?,
+                count => writeln!(out, "  {count} of {elements} not finite")?,
             }
             let columns = entry.shape.last().copied().unwrap_or(1).max(1);
             for row in entry.values.iter().flat_map(|v| v.chunks(columns)) {

@@ -23,7 +23,7 @@ use crate::plan::{Phase, Plan, Rows, Step};
 use crate::run::Workspace;
 use crate::tensor::Tensor;
 use crate::time::Direction;
-use ndarray::{Array2, Array3, Axis, Ix2, Ix3, s};
+use ndarray::{Array2, Array3, Axis, Ix2, Ix3, concatenate, s};
 
 /// A name of the literature, its formula, and the numbers `[B, width]`.
 pub type Named<'a> = (&'static str, &'static str, &'a Array2<f64>);
@@ -202,124 +202,73 @@ pub async fn read_series_async(workspace: &mut Workspace) -> Result<Vec<SeriesCe
     for step in plan.steps() {
         let Some(kernel) = step.operation.downcast::<LstmForward>() else { continue };
         for d in 0..kernel.0.directions().len() {
-            if let Some(cell) = Cell::find(&plan, step, &kernel.0, d)? {
-                cells.push(cell.read(workspace).await?);
-            }
+            cells.extend(read_cell(workspace, &plan, step, &kernel.0, d).await?);
         }
     }
     Ok(cells)
 }
 
-/// Where the parts of one layer and direction lie.
-struct Cell {
-    name: String,
-    layer: usize,
-    direction: Direction,
-    gates: Tensor,
-    h: Tensor,
-    c: Tensor,
-    /// What made x W_ih^T, and the way back.
-    product: Option<Tensor>,
-    weight_hh: Tensor,
-    gradients: Option<[Tensor; 3]>,
-    sequence: Sequence,
-}
+/// Direction `d` of a step of `lstm_forward`, if its slots are those of a layer.
+async fn read_cell(
+    workspace: &mut Workspace,
+    plan: &Plan,
+    forward: &Step,
+    k: &Sequence,
+    d: usize,
+) -> Result<Option<SeriesCell>> {
+    let Some(of) = LstmForward::tensors(&forward.operands) else { return Ok(None) };
+    let Rows::Times(layer) = &plan.slot(of.gates.slot).rows else { return Ok(None) };
+    let (direction, gates) = (layer.directions.list()[d], of.gates.row(d)?);
+    // what made x W_ih^T, and the way back
+    let product = plan.steps().iter().filter(|step| step.operation.downcast::<Matmul>().is_some());
+    let product = product.filter_map(|step| Matmul::tensors(&step.operands)).find(|of| *of.c == gates);
+    let back = plan.steps().iter().filter(|step| step.operation.downcast::<LstmBackward>().is_some());
+    let back = back.filter_map(|step| LstmBackward::tensors(&step.operands)).find(|back| back.gates == of.gates);
 
-impl Cell {
-    /// Direction `d` of a step of `lstm_forward`, if its slots are those of a layer.
-    fn find(plan: &Plan, forward: &Step, k: &Sequence, d: usize) -> Result<Option<Cell>> {
-        let Some(of) = LstmForward::tensors(&forward.operands) else { return Ok(None) };
-        let Rows::Times(layer) = &plan.slot(of.gates.slot).rows else { return Ok(None) };
-        let gates = of.gates.row(d)?;
-        let product = plan.steps().iter().filter(|step| step.operation.downcast::<Matmul>().is_some());
-        let product = product.filter_map(|step| Matmul::tensors(&step.operands)).find(|of| *of.c == gates);
-        let gradients = plan.steps().iter().filter(|step| step.operation.downcast::<LstmBackward>().is_some());
-        let mut gradients = gradients.filter_map(|step| LstmBackward::tensors(&step.operands));
-        let gradients = match gradients.find(|back| back.gates == of.gates) {
-            Some(back) => Some([back.dgates.row(d)?, back.dh.row(d)?, back.dc.row(d)?]),
-            None => None,
-        };
-        let shape = vec![GATES * k.hidden as usize, k.outputs as usize];
-        let offset = of.weight_hh.offset + d * k.weight_hh_stride as usize;
-        Ok(Some(Cell {
-            name: layer.name.to_string(),
-            layer: layer.number,
-            direction: layer.directions.list()[d],
-            h: of.h.row(d)?,
-            c: of.c.row(d)?,
-            gates,
-            product: product.map(|of| of.b.clone()),
-            weight_hh: Tensor { offset, shape, ..of.weight_hh.clone() },
-            gradients,
-            sequence: *k,
-        }))
-    }
-
-    async fn read(&self, workspace: &mut Workspace) -> Result<SeriesCell> {
-        let gates = read_steps(workspace, &self.gates).await?;
-        let (h, c) = (read_steps(workspace, &self.h).await?, read_steps(workspace, &self.c).await?);
-        let (steps, hidden) = (gates.len_of(Axis(0)), gates.len_of(Axis(2)) / GATES);
-        let row = |of: &Array3<f64>, row: usize| of.index_axis(Axis(0), row).to_owned();
-        // columns of the packed gates: i, f, g, o
-        let gate = |of: &Array3<f64>, t: usize, gate: usize| {
-            of.slice(s![t, .., gate * hidden..(gate + 1) * hidden]).to_owned()
-        };
-        let first = self.direction.first_row(steps);
-        let mut out = SeriesCell {
-            name: self.name.clone(),
-            layer: self.layer,
-            direction: self.direction,
-            initial: SeriesState { h: row(&h, first), c: row(&c, first) },
-            initial_gradient: None,
-            steps: Vec::with_capacity(steps),
-        };
-        for t in (0..steps).map(|n| self.direction.time(n, steps)) {
-            let after = self.direction.row_after(t);
-            out.steps.push(SeriesStep {
-                time: t,
-                i: gate(&gates, t, 0),
-                f: gate(&gates, t, 1),
-                g: gate(&gates, t, 2),
-                o: gate(&gates, t, 3),
-                c: row(&c, after),
-                h: row(&h, after),
-                gradients: None,
-            });
+    let gates = read_steps(workspace, &gates).await?;
+    let (h, c) = (read_steps(workspace, &of.h.row(d)?).await?, read_steps(workspace, &of.c.row(d)?).await?);
+    let (steps, hidden) = (gates.len_of(Axis(0)), gates.len_of(Axis(2)) / GATES);
+    let row = |of: &Array3<f64>, row: usize| of.index_axis(Axis(0), row).to_owned();
+    // columns of the packed gates: i, f, g, o
+    let split = |of: &Array3<f64>, t: usize| {
+        [0, 1, 2, 3].map(|gate| of.slice(s![t, .., gate * hidden..(gate + 1) * hidden]).to_owned())
+    };
+    let first = direction.first_row(steps);
+    let step = |time: usize| {
+        let ([i, f, g, o], after) = (split(&gates, time), direction.row_after(time));
+        SeriesStep { time, f, i, g, o, c: row(&c, after), h: row(&h, after), gradients: None }
+    };
+    let mut out = SeriesCell {
+        name: layer.name.to_string(),
+        layer: layer.number,
+        direction,
+        initial: SeriesState { h: row(&h, first), c: row(&c, first) },
+        initial_gradient: None,
+        steps: (0..steps).map(|n| step(direction.time(n, steps))).collect(),
+    };
+    let (Some(back), Some(product)) = (back, product) else { return Ok(Some(out)) };
+    let dgates = read_steps(workspace, &back.dgates.row(d)?).await?;
+    let (dh, dc) = (read_steps(workspace, &back.dh.row(d)?).await?, read_steps(workspace, &back.dc.row(d)?).await?);
+    let shape = vec![GATES * k.hidden as usize, k.outputs as usize];
+    let offset = of.weight_hh.offset + d * k.weight_hh_stride as usize;
+    let weight_hh = read_matrix(workspace, &Tensor { offset, shape, ..of.weight_hh.clone() }).await?;
+    let weight_ih = read_matrix(workspace, product.b).await?;
+    out.initial_gradient = Some(SeriesState { h: row(&dh, first), c: row(&dc, first) });
+    for step in &mut out.steps {
+        let (t, after) = (step.time, direction.row_after(step.time));
+        let dpre = dgates.index_axis(Axis(0), t);
+        let (dx, mut dh_next) = (dpre.dot(&weight_ih), dpre.dot(&weight_hh));
+        let dhx = concatenate![Axis(1), dx, dh_next].as_standard_layout().into_owned();
+        let (dht, dct, [dit, dft, dcproj, dot]) = (row(&dh, after), row(&dc, after), split(&dgates, t));
+        // a row past its end: no sigmoid gives 0
+        let ended = |row: &usize| k.has(LENGTHS) && step.o[[*row, 0]] == 0.0;
+        for row in (0..dpre.nrows()).filter(ended) {
+            dh_next.row_mut(row).assign(&dht.row(row));
         }
-        let (Some([dgates, dh, dc]), Some(weight_ih)) = (&self.gradients, &self.product) else { return Ok(out) };
-        let dgates = read_steps(workspace, dgates).await?;
-        let (dh, dc) = (read_steps(workspace, dh).await?, read_steps(workspace, dc).await?);
-        let (weight_ih, weight_hh) =
-            (read_matrix(workspace, weight_ih).await?, read_matrix(workspace, &self.weight_hh).await?);
-        out.initial_gradient = Some(SeriesState { h: row(&dh, first), c: row(&dc, first) });
-        for step in &mut out.steps {
-            let (t, after) = (step.time, self.direction.row_after(step.time));
-            let dpre = dgates.index_axis(Axis(0), t);
-            let (dx, mut dh_next) = (dpre.dot(&weight_ih), dpre.dot(&weight_hh));
-            let mut dhx = Array2::zeros((dpre.nrows(), dx.ncols() + dh_next.ncols()));
-            dhx.slice_mut(s![.., ..dx.ncols()]).assign(&dx);
-            dhx.slice_mut(s![.., dx.ncols()..]).assign(&dh_next);
-            let (dht, dct) = (row(&dh, after), row(&dc, after));
-            // a row past its end: no sigmoid gives 0
-            let ended = |row: &usize| self.sequence.has(LENGTHS) && step.o[[*row, 0]] == 0.0;
-            for row in (0..dpre.nrows()).filter(ended) {
-                dh_next.row_mut(row).assign(&dht.row(row));
-            }
-            step.gradients = Some(SeriesGradients {
-                dht,
-                dit: gate(&dgates, t, 0),
-                dft: gate(&dgates, t, 1),
-                dcproj: gate(&dgates, t, 2),
-                dot: gate(&dgates, t, 3),
-                dc_next: (!self.sequence.has(NORM | PEEPHOLE | CELL_CLIP)).then(|| &dct * &step.f),
-                dct,
-                dhx,
-                dx,
-                dh_next,
-            });
-        }
-        Ok(out)
+        let dc_next = (!k.has(NORM | PEEPHOLE | CELL_CLIP)).then(|| &dct * &step.f);
+        step.gradients = Some(SeriesGradients { dht, dot, dct, dcproj, dft, dit, dhx, dx, dh_next, dc_next });
     }
+    Ok(Some(out))
 }
 
 async fn read_steps(workspace: &mut Workspace, tensor: &Tensor) -> Result<Array3<f64>> {

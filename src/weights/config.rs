@@ -1,6 +1,5 @@
 //! The configurations of layers, which travel in a file's metadata: the key `everloop.KIND:PATH`, and JSON.
 
-use super::write::join;
 use super::{Weights, message};
 use crate::error::{Result, ensure};
 use crate::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
@@ -39,9 +38,8 @@ macro_rules! configs {
 
 configs!(LstmConfig, DenseConfig, EmbeddingConfig);
 
-/// The key of the configuration of what was declared as `name`, below `prefix` in the file.
-pub(super) fn key(kind: &str, prefix: &str, name: &str) -> String {
-    let path = if name.is_empty() { prefix.trim_end_matches(['.', '/']).to_string() } else { join(prefix, name) };
+/// The key of the configuration of what has this path in the file.
+pub(super) fn key(kind: &str, path: &str) -> String {
     format!("{OURS}{kind}:{path}")
 }
 
@@ -58,7 +56,7 @@ impl Weights {
 
     /// The text of a stored configuration.
     pub(super) fn stored(&self, kind: &str, name: &str) -> Option<&str> {
-        let (wanted, all) = (key(kind, "", name), &self.header.metadata);
+        let (wanted, all) = (key(kind, name), &self.header.metadata);
         all.binary_search_by(|(key, _)| (**key).cmp(&wanted)).ok().map(|index| &*all[index].1)
     }
 

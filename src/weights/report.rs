@@ -161,18 +161,11 @@ impl fmt::Display for ImportReport {
                 let names: Vec<String> = line.parameters.iter().map(|p| message::escape(p)).collect();
                 write!(f, " -> {}", names.join(", "))?;
             }
-            if let Some(gates) = &line.gates {
-                write!(f, "; gates {gates}")?;
-            }
-            if let Some(bias) = line.bias {
-                write!(f, "; bias: {bias}")?;
-            }
-            if let Status::Unfit(cause) = &line.status {
-                write!(f, "; {cause}")?;
-            }
-            if let Some(name) = &line.closest {
-                write!(f, "; closest: {}", message::escape(name))?;
-            }
+            let cause = if let Status::Unfit(cause) = &line.status { Some(cause.clone()) } else { None };
+            let gates = line.gates.as_ref().map(|gates| format!("gates {gates}"));
+            let bias = line.bias.map(|bias| format!("bias: {bias}"));
+            let closest = line.closest.as_ref().map(|name| format!("closest: {}", message::escape(name)));
+            [gates, bias, cause, closest].iter().flatten().try_for_each(|note| write!(f, "; {note}"))?;
             writeln!(f)?;
         }
         Ok(())

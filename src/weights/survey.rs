@@ -4,7 +4,7 @@ use super::config;
 use super::header::TensorInfo;
 use super::layout::Layout;
 use super::solve::UNEVEN;
-use super::tables::{Part, Row, Table, kind_in_stack, name_in_stack};
+use super::tables::{HIGHWAY, Part, Row, Table, kind_in_stack, name_in_stack};
 use super::{Config, Weights, message};
 use crate::error::ensure;
 use crate::layers::{Bias, Connection, Join, LstmConfig};
@@ -149,9 +149,6 @@ struct Group<'a> {
 }
 
 type Broken = (String, String);
-
-/// Kinds of names in a stack that are in no [`Layout`].
-const HIGHWAY: [&str; 2] = ["weight_highway", "bias_highway"];
 
 impl Group<'_> {
     /// Of the group, or of one that lies in it (`projection/kernel`).

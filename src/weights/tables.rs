@@ -167,10 +167,8 @@ impl Part {
 
     /// Rows and columns of a block; of a vector it is one row.
     fn block(self, sizes: &Sizes) -> [usize; 2] {
-        match self {
-            WeightIh => [sizes.hidden, sizes.input],
-            WeightHh => [sizes.hidden, sizes.outputs],
-            Projection => [sizes.outputs, sizes.hidden],
+        match self.shape(sizes)[..] {
+            [rows, columns] if self.is_matrix() => [rows / self.blocks(), columns],
             _ => [1, sizes.hidden],
         }
     }
@@ -323,6 +321,9 @@ impl Table {
         Some(if theirs == ours { ours } else { format!("{theirs} -> {ours}") })
     }
 }
+
+/// Weight and bias of a highway connection.
+pub(crate) const HIGHWAY: [&str; 2] = ["weight_highway", "bias_highway"];
 
 /// PyTorch's name of a parameter in a stack: `weight_ih_l0_reverse` for the kind `weight_ih`.
 pub(crate) fn name_in_stack(kind: &str, layer: usize, direction: Direction) -> String {

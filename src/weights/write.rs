@@ -149,7 +149,12 @@ impl<'a> Content<'a> {
     fn of_parameters(parameters: &'a Parameters, export: &Export) -> Result<Self> {
         let arrays = parameters.iter().map(|p| Ok((&*p.name, &*p.shape, parameters.get(&p.name)?)));
         let mut content = Content::new(arrays.collect::<Result<Vec<_>>>()?, export);
-        let configs = parameters.configs().map(|(kind, name, text)| (config::key(kind, &export.prefix, name), text));
+        // what has no name is at the prefix itself
+        let place = |name: &str| match name {
+            "" => export.prefix.trim_end_matches(['.', '/']).to_string(),
+            _ => join(&export.prefix, name),
+        };
+        let configs = parameters.configs().map(|(kind, name, text)| (config::key(kind, &place(name)), text));
         content.metadata.extend(configs);
         Ok(content)
     }

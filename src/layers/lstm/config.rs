@@ -7,7 +7,7 @@ use crate::options::options;
 use crate::parameters::Parameters;
 use crate::rng::Rng;
 use crate::time::{Direction, Directions};
-use crate::weights::tables::{Part, Sizes, name_in_stack};
+use crate::weights::tables::{HIGHWAY, Part, Sizes, name_in_stack};
 use serde::{Deserialize, Serialize};
 
 /// Where the two directions of a bidirectional stack meet.
@@ -271,40 +271,20 @@ impl LstmConfig {
         self.validate()?;
         for (layer, direction) in (0..self.layers()).flat_map(|k| self.directions().iter().map(move |d| (k, *d))) {
             let sizes = self.sizes(layer);
+            let name = |kind: &str| path(name, &name_in_stack(kind, layer, direction));
             for part in Part::ALL.into_iter().filter(|part| self.has(*part)) {
                 let values = self.init.values(rng, part, &sizes);
-                let name = path(name, &name_in_stack(part.kind(), layer, direction));
-                parameters.declare(name, &part.shape(&sizes), values)?;
+                parameters.declare(name(part.kind()), &part.shape(&sizes), values)?;
             }
             let joined = direction == Direction::Reverse && self.bidirectional == Some(Join::Layers);
             if self.connection == Connection::Highway && layer > 0 && !joined {
-                let (names, columns) = (ParameterNames::new(name, layer, direction), sizes.input);
+                let ([weight_name, bias_name], columns) = (HIGHWAY.map(name), sizes.input);
                 let weight = rng.vector(columns * columns, init::bound(columns));
-                parameters.declare(names.weight_highway, &[columns, columns], weight)?;
-                parameters.declare(names.bias_highway, &[columns], vec![1.0; columns])?;
+                parameters.declare(weight_name, &[columns, columns], weight)?;
+                parameters.declare(bias_name, &[columns], vec![1.0; columns])?;
             }
         }
         parameters.note_config(name, self)?;
         Ok(super::Lstm { config: self.clone(), name: name.to_string() })
     }
-}
-
-macro_rules! parameter_names {
-    ($($kind:ident),*) => {
-        /// Names of the parameters of one layer and direction.
-        pub(super) struct ParameterNames {
-            $(pub $kind: String,)*
-        }
-
-        impl ParameterNames {
-            pub fn new(prefix: &str, layer: usize, direction: Direction) -> Self {
-                let name = |kind: &str| path(prefix, &name_in_stack(kind, layer, direction));
-                ParameterNames { $($kind: name(stringify!($kind)),)* }
-            }
-        }
-    };
-}
-
-parameter_names! {
-    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, layer_norm, weight_highway, bias_highway
 }

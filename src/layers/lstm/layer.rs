@@ -1,16 +1,18 @@
 //! One LSTM layer, in one direction or in two: the input products, the recurrence, and the way back.
 
-use super::config::{Bias, LstmConfig, ParameterNames};
-use crate::error::{Error, Result};
+use super::config::LstmConfig;
+use crate::error::{Result, same_shape};
 use crate::kernels::lstm_backward::Gradients;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::recurrence::{CellOptions, GATES, NORMS, Norm, Projection, Recurrence};
 use crate::kernels::{copy_columns, lstm_backward, lstm_forward, matmul, sum_products};
 use crate::layers::dense::{contribute_biases, contribute_products};
+use crate::layers::path;
 use crate::plan::{Layer, Rows};
 use crate::recorder::{Recorder, Target};
 use crate::tensor::Tensor;
 use crate::time::Direction;
+use crate::weights::tables::{Part, name_in_stack};
 
 /// The state of one layer and direction.
 ///
@@ -71,8 +73,12 @@ pub(super) struct Outputs {
 impl At<'_> {
     /// A slot of the layer, or of what is one direction's.
     pub fn slot(&self, direction: Direction, kind: &str) -> String {
-        let reverse = if direction == Direction::Reverse { ".reverse" } else { "" };
-        format!("{}.{}{reverse}.{kind}", self.place, self.layer)
+        format!("{}.{}{}.{kind}", self.place, self.layer, direction.of("", ".reverse"))
+    }
+
+    /// A parameter of the layer.
+    pub fn parameter(&self, direction: Direction, kind: &str) -> String {
+        path(self.name, &name_in_stack(kind, self.layer, direction))
     }
 }
 
@@ -83,18 +89,15 @@ pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> 
     let (outputs, hidden) = config.state_sizes(layer);
     let (steps, batch) = (x[0].shape()[0], x[0].shape()[1]);
     let (ways, directions) = (config.ways(), config.directions());
-    let names: Vec<_> = directions.iter().map(|d| ParameterNames::new(at.name, layer, *d)).collect();
-    let mut weights = |kind: fn(&ParameterNames) -> &String, wanted: bool| -> Result<Option<Vec<Tensor>>> {
-        let all = names.iter().filter(|_| wanted).map(|names| rec.parameter(kind(names)));
-        Ok(Some(all.collect::<Result<Vec<_>>>()?).filter(|_| wanted))
+    let mut weights = |part: Part| -> Result<Option<Vec<Tensor>>> {
+        let all = || directions.iter().map(|d| rec.parameter(&at.parameter(*d, part.kind()))).collect();
+        config.has(part).then(all).transpose()
     };
-    let weight_ih = weights(|n| &n.weight_ih, true)?.unwrap_or_default();
-    let weight_hh = weights(|n| &n.weight_hh, true)?.unwrap_or_default();
-    let bias_ih = weights(|n| &n.bias_ih, config.bias != Bias::None)?;
-    let bias_hh = weights(|n| &n.bias_hh, config.bias == Bias::Two)?;
-    let weight_hr = weights(|n| &n.weight_hr, config.proj_size.is_some())?;
-    let layer_norm = weights(|n| &n.layer_norm, config.layer_norm.is_some())?;
-    let peephole = weights(|n| &n.weight_peephole, config.peephole)?;
+    let weight_ih = weights(Part::WeightIh)?.unwrap_or_default();
+    let weight_hh = weights(Part::WeightHh)?.unwrap_or_default();
+    let (bias_ih, bias_hh) = (weights(Part::BiasIh)?, weights(Part::BiasHh)?);
+    let (weight_hr, layer_norm) = (weights(Part::Projection)?, weights(Part::Norm)?);
+    let peephole = weights(Part::Peephole)?;
     let biases: Vec<Vec<Tensor>> =
         (0..directions.len()).map(|d| bias_ih.iter().chain(&bias_hh).map(|all| all[d].clone()).collect()).collect();
 
@@ -107,19 +110,10 @@ pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> 
     let gates = rec.activation_rows(&slot("gates"), &of(GATES * hidden), times.clone())?;
     let h = rec.activation_rows(&slot("h"), &state(outputs), states.clone())?;
     let c = rec.activation_rows(&slot("c"), &state(hidden), states)?;
-    let projection = match weight_hr {
-        Some(weight_hr) => {
-            Some(Projection { weight_hr, m: rec.activation_rows(&slot("m"), &of(hidden), times.clone())? })
-        }
-        None => None,
-    };
-    let norm = match layer_norm {
-        Some(weight) => {
-            let normalized = rec.activation_rows(&slot("normalized"), &of(NORMS * hidden + NORMS), times.clone())?;
-            Some(Norm { weight, normalized })
-        }
-        None => None,
-    };
+    let mut wide = |kind: &str, width: usize| rec.activation_rows(&slot(kind), &of(width), times.clone());
+    let projection = weight_hr.map(|weight_hr| Ok(Projection { weight_hr, m: wide("m", hidden)? })).transpose()?;
+    let norm = |weight| Ok(Norm { weight, normalized: wide("normalized", NORMS * hidden + NORMS)? });
+    let norm = layer_norm.map(norm).transpose()?;
     let recurrence = Recurrence {
         options: CellOptions {
             forget_bias: config.forget_bias,
@@ -144,14 +138,12 @@ pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> 
         let first = direction.first_row(steps);
         for (to, from) in [(&h, initial.as_ref().map(|all| &all[d].h)), (&c, initial.as_ref().map(|all| &all[d].c))] {
             let to = to.row(d)?.row(first)?;
-            match from {
-                None => rec.fill(&to, 0.0)?,
-                Some(from) if from.shape() == to.shape() => copy_columns::record(rec, from, &Target::replace(&to))?,
-                Some(from) => {
-                    let doing = format!("recording the initial state of `{}.{layer}`", at.place);
-                    return Err(Error::shape(doing, format!("{:?}", to.shape()), from.shape()));
-                }
-            }
+            let Some(from) = from else {
+                rec.fill(&to, 0.0)?;
+                continue;
+            };
+            same_shape(format!("recording the initial state of `{}.{layer}`", at.place), to.shape(), from.shape())?;
+            copy_columns::record(rec, from, &Target::replace(&to))?;
         }
     }
     lstm_forward::record(rec, &recurrence)?;
@@ -166,23 +158,17 @@ pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> 
 
     let (x, sums) = (x.to_vec(), |kind: &str| directions.iter().map(|d| at.slot(*d, kind)).collect::<Vec<_>>());
     let (sum_dgates, sum_dnormalized) = (sums("sum_dgates"), sums("sum_dnormalized"));
-    let (dgates, dnormalized) = (slot("dgates"), slot("dnormalized"));
+    let (dgates, dnormalized, of_norms) = (slot("dgates"), slot("dnormalized"), of(NORMS * hidden));
     rec.on_backward(move |rec| {
         if rec.gradient(&h).is_none() && rec.gradient(&c).is_none() {
             return Ok(());
         }
+        let norm = recurrence.norm.as_ref();
         let to = Gradients {
             dh: rec.gradient_in_place(&h)?,
             dc: rec.gradient_in_place(&c)?,
             dgates: rec.activation_rows(&dgates, gates.shape(), times.clone())?,
-            dnormalized: match &recurrence.norm {
-                Some(_) => Some(rec.activation_rows(
-                    &dnormalized,
-                    &[directions.len(), steps, batch, NORMS * hidden],
-                    times.clone(),
-                )?),
-                None => None,
-            },
+            dnormalized: norm.map(|_| rec.activation_rows(&dnormalized, &of_norms, times.clone())).transpose()?,
         };
         lstm_backward::record(rec, &recurrence, &to)?;
         for (d, direction) in directions.iter().enumerate().rev() {

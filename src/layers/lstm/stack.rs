@@ -1,14 +1,15 @@
 //! Stacks of LSTM layers in one or two directions.
 
-use super::config::{Connection, Join, LstmConfig, ParameterNames};
+use super::config::{Connection, Join, LstmConfig};
 use super::dropout::{Dropout, Place};
 use super::layer::{self, At, Inputs, LstmState, Outputs};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure, same_shape};
 use crate::kernels::copy_columns::{self, BatchRows};
 use crate::layers::ops::{self, concatenate_rows};
 use crate::recorder::{Recorder, Target};
 use crate::tensor::Tensor;
 use crate::time::Direction;
+use crate::weights::tables::HIGHWAY;
 
 /// A declared LSTM: layers, directions, and how they are joined.
 ///
@@ -85,17 +86,12 @@ impl LstmOutput {
     /// goes on where this one ends. (No gradient flows from one run into another.) Errors: a target that is not a whole
     /// input of the plan and of the state's shape.
     pub fn carry(&self, rec: &mut Recorder<'_>, initial: &[LstmState]) -> Result<()> {
-        if initial.len() != self.state.len() {
-            let (wanted, found) = (self.state.len().to_string(), initial.len());
-            return Err(Error::config("states to carry an LSTM's state to", wanted, found));
-        }
+        let (wanted, found) = (self.state.len(), initial.len());
+        ensure!(wanted == found, Error::config("states to carry an LSTM's state to", wanted.to_string(), found));
         let pairs = || self.state.iter().zip(initial).flat_map(|(from, to)| [(&from.h, &to.h), (&from.c, &to.c)]);
         for (from, to) in pairs() {
             rec.check_target("carrying the state of an LSTM", to)?;
-            if from.shape() != to.shape() {
-                let wanted = format!("{:?}", from.shape());
-                return Err(Error::shape("carrying the state of an LSTM", wanted, to.shape()));
-            }
+            same_shape("carrying the state of an LSTM", from.shape(), to.shape())?;
         }
         rec.attempt(|rec| pairs().try_for_each(|(from, to)| copy_columns::record(rec, from, &Target::replace(to))))
     }
@@ -138,10 +134,8 @@ impl Lstm {
         let mut below = vec![x; directions.len()];
         for layer in 0..layers {
             let range = layer * directions.len()..(layer + 1) * directions.len();
-            let initial = match inputs.initial {
-                Some(states) => Some(states[range.clone()].iter().map(batched).collect::<Result<Vec<_>>>()?),
-                None => None,
-            };
+            let initial = inputs.initial.map(|states| states[range.clone()].iter().map(batched).collect());
+            let initial = initial.transpose()?;
             let mask = self.mask(rec, at(layer), &inputs, (user, steps, batch), range)?;
             let inputs_of = Inputs { x: &below, initial, lengths: inputs.lengths, mask };
             let outputs = layer::record(rec, at(layer), inputs_of)?;
@@ -194,9 +188,8 @@ impl Lstm {
         let count = self.config.layers() * self.config.directions().len();
         let given = [("initial states", inputs.initial.map(<[_]>::len)), ("masks", inputs.masks.map(<[_]>::len))];
         for (what, found) in given {
-            if let Some(found) = found.filter(|found| *found != count) {
-                return Err(Error::config(format!("{what} of the LSTM `{}`", self.name), count.to_string(), found));
-            }
+            let (found, of) = (found.unwrap_or(count), format!("{what} of the LSTM `{}`", self.name));
+            ensure!(found == count, Error::config(of, count.to_string(), found));
         }
         let (steps, batch) = self.sizes(x)?;
         if let Some(lengths) = inputs.lengths {
@@ -281,9 +274,8 @@ impl Lstm {
             Connection::Plain => Ok(y),
             Connection::Residual => ops::add(rec, &at.slot(direction, "residual"), &y, x),
             Connection::Highway => {
-                let names = ParameterNames::new(&self.name, at.layer, direction);
-                let slot = at.slot(direction, "highway");
-                ops::highway(rec, &slot, (&names.weight_highway, &names.bias_highway), x, &y)
+                let names = HIGHWAY.map(|kind| at.parameter(direction, kind));
+                ops::highway(rec, &at.slot(direction, "highway"), &names, x, &y)
             }
         }
     }
