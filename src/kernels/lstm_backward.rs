@@ -1,15 +1,7 @@
 //! `lstm_backward`: the recurrence of one LSTM layer, in one direction or in two, back through time.
 //!
 //! ```text
-//! B1  dh[after] += dgates[the step worked on just before] W_hh
-//! B2  dm = dh[after] W_hr                                        projection: where output_clip holds h, dh becomes 0
-//! B3  dy_o = dm tanh(c) o (1-o)                                  lstm_output_back: B3, B4
-//! B4  dc[after] += dm o (1 - tanh(c)^2) + dy_o w_o
-//! B5  du = dc[after] through F8                                  0 where cell_clip holds c; through the norm
-//! B6  dy_i = du g mask i (1-i)                                   coupled: du (g mask - c[before]) i (1-i)
-//! B7  dy_f = du c[before] f (1-f)                                coupled: 0
-//! B8  dy_g = du i mask (1-g^2)                                   lstm_state_back: B6 to B9
-//! B9  dc[before] += du f + dy_i w_i + dy_f w_f
+//! B1  dh[after] += dgates[the step worked on just before] W_hh, then the cell's rule back, B2 to B9: kernels::recurrence
 //! B10 dgates = dy through F3                                     dnormalized [D, T, B, 5H]: dy, and dc before the norm
 //! B11 past the end: dgates = 0, dh and dc [before] += dh, dc [after]
 //! ```

@@ -46,7 +46,7 @@ const EPSILON: f64 = 1e-12;
 
 impl Found {
     /// The configuration that takes these weights: the stored one, or else what names and shapes tell; `None` where this
-    /// engine has no such LSTM. What they do not tell (clips, coupled gates, ..) is off then, and the epsilon of a layer
+    /// engine has no such LSTM. What they do not tell (clips, dropout, ..) is off then, and the epsilon of a layer
     /// norm is TensorFlow's 1e-12.
     pub fn config(&self) -> Option<LstmConfig> {
         self.stored.clone().or_else(|| Some(self.guess()).filter(|config| config.validate().is_ok()))
@@ -360,7 +360,7 @@ impl fmt::Display for Survey<'_> {
                 }
             }
             match &found.stored {
-                Some(config) => writeln!(f, "  stored with it: {}", options(config))?,
+                Some(config) => writeln!(f, "  stored with it: {}", config.untold())?,
                 None => {
                     if let Some(Err(cause)) = self.weights.config_of(found) {
                         writeln!(f, "  not taken: {cause}")?;
@@ -368,8 +368,7 @@ impl fmt::Display for Survey<'_> {
                     if found.layer_norm {
                         writeln!(f, "  the layer norm's epsilon is in no file, {EPSILON:e} is assumed")?;
                     }
-                    write!(f, "  not in the file: batch first, dropout, activations, coupled gates, clips,")?;
-                    writeln!(f, " residual connections, a forget bias outside the vectors")?;
+                    writeln!(f, "  not in the file: {}", LstmConfig::UNTOLD)?;
                 }
             }
         }
@@ -387,26 +386,4 @@ impl fmt::Display for Survey<'_> {
         }
         Ok(())
     }
-}
-
-/// The options of a configuration that names and shapes do not tell, where they are not at their default. Numbers as
-/// Debug has them, which is short for every one.
-fn options(config: &LstmConfig) -> String {
-    let is = |there: bool, option: &str| there.then(|| option.to_string());
-    let number = |value: Option<f64>, option: &str| value.map(|value| format!("{option} {value:?}"));
-    let not_zero = |value: f64| Some(value).filter(|value| *value != 0.0);
-    let all = [
-        is(config.batch_first, "batch first"),
-        number(not_zero(config.forget_bias), "forget bias"),
-        is(config.coupled, "coupled gates"),
-        number(config.cell_clip, "cell clip"),
-        number(config.proj_clip, "clip of the projection"),
-        number(config.layer_norm, "epsilon"),
-        is(config.connection == Connection::Residual, "residual connections"),
-        number(not_zero(config.dropout), "dropout"),
-        number(not_zero(config.recurrent_dropout), "recurrent dropout"),
-        is(config.variational, "variational dropout"),
-    ];
-    let there: Vec<String> = all.into_iter().flatten().collect();
-    if there.is_empty() { "no further options".to_string() } else { there.join(", ") }
 }

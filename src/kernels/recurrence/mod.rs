@@ -17,6 +17,15 @@
 //! F10 m        = o tanh(c[after])
 //! F11 h[after] = clip(m W_hr^T)                                 projection, output_clip; else m
 //! F12 at and past a row's length: (i, f, g, o) = (0, 1, 0, 0), c and h are carried along
+//!
+//! B2  dm = dh[after] W_hr                                        projection: where output_clip holds h, dh becomes 0
+//! B3  dy_o = dm tanh(c) o (1-o)                                  lstm_output_back: B3, B4
+//! B4  dc[after] += dm o (1 - tanh(c)^2) + dy_o w_o
+//! B5  du = dc[after] through F8                                  0 where cell_clip holds c; through the norm
+//! B6  dy_i = du g mask i (1-i)                                   coupled: du (g mask - c[before]) i (1-i)
+//! B7  dy_f = du c[before] f (1-f)                                coupled: 0
+//! B8  dy_g = du i mask (1-g^2)                                   lstm_state_back: B6 to B9
+//! B9  dc[before] += du f + dy_i w_i + dy_f w_f
 //! ```
 //!
 //! in the order of TensorFlow's `LayerNormLSTMCell`, of which `LayerNormBasicLSTMCell` and `LSTMCell` are parts; the

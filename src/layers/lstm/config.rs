@@ -2,6 +2,7 @@
 
 use super::init::{self, Init};
 use crate::error::{Error, Result, ensure};
+use crate::kernels::recurrence::CellOptions;
 use crate::layers::{check_count, check_size, path};
 use crate::options::options;
 use crate::parameters::Parameters;
@@ -286,5 +287,37 @@ impl LstmConfig {
         }
         parameters.note_config(name, self)?;
         Ok(super::Lstm { config: self.clone(), name: name.to_string() })
+    }
+
+    /// What neither names nor shapes of parameters tell, in words.
+    pub(crate) const UNTOLD: &str = "batch first, dropout, activations, coupled gates, clips, residual connections, \
+                                     a forget bias outside the vectors";
+
+    /// The options that names and shapes do not tell, where they are not at their default. Numbers as
+    /// Debug has them, which is short for every one.
+    pub(crate) fn untold(&self) -> String {
+        let is = |there: bool, option: &str| there.then(|| option.to_string());
+        let number = |value: Option<f64>, option: &str| value.map(|value| format!("{option} {value:?}"));
+        let not_zero = |value: f64| Some(value).filter(|value| *value != 0.0);
+        let all = [
+            is(self.batch_first, "batch first"),
+            number(not_zero(self.forget_bias), "forget bias"),
+            is(self.coupled, "coupled gates"),
+            number(self.cell_clip, "cell clip"),
+            number(self.proj_clip, "clip of the projection"),
+            number(self.layer_norm, "epsilon"),
+            is(self.connection == Connection::Residual, "residual connections"),
+            number(not_zero(self.dropout), "dropout"),
+            number(not_zero(self.recurrent_dropout), "recurrent dropout"),
+            is(self.variational, "variational dropout"),
+        ];
+        let there: Vec<String> = all.into_iter().flatten().collect();
+        if there.is_empty() { "no further options".to_string() } else { there.join(", ") }
+    }
+
+    /// The numbers and switches of the cell's rule.
+    pub(super) fn cell(&self) -> CellOptions {
+        let &LstmConfig { forget_bias, coupled, cell_clip, proj_clip: output_clip, layer_norm, .. } = self;
+        CellOptions { forget_bias, coupled, cell_clip, output_clip, epsilon: layer_norm.unwrap_or(0.0) }
     }
 }

@@ -4,7 +4,7 @@ use super::config::LstmConfig;
 use crate::error::{Result, same_shape};
 use crate::kernels::lstm_backward::Gradients;
 use crate::kernels::matmul::Matrix;
-use crate::kernels::recurrence::{CellOptions, GATES, NORMS, Norm, Projection, Recurrence};
+use crate::kernels::recurrence::{GATES, NORMS, Norm, Projection, Recurrence};
 use crate::kernels::{copy_columns, lstm_backward, lstm_forward, matmul, sum_products};
 use crate::layers::dense::{contribute_biases, contribute_products};
 use crate::layers::path;
@@ -115,13 +115,7 @@ pub(super) fn record(rec: &mut Recorder<'_>, at: At<'_>, inputs: Inputs<'_>) -> 
     let norm = |weight| Ok(Norm { weight, normalized: wide("normalized", NORMS * hidden + NORMS)? });
     let norm = layer_norm.map(norm).transpose()?;
     let recurrence = Recurrence {
-        options: CellOptions {
-            forget_bias: config.forget_bias,
-            coupled: config.coupled,
-            cell_clip: config.cell_clip,
-            output_clip: config.proj_clip,
-            epsilon: config.layer_norm.unwrap_or(0.0),
-        },
+        options: config.cell(),
         lengths: lengths.cloned(),
         peephole,
         mask,
