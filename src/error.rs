@@ -5,6 +5,14 @@
 /// The variants follow the flow: a wrong description ([`Error::Config`], [`Error::Shape`],
 /// [`Error::Name`]), wrong data ([`Error::Value`], [`Error::NonFinite`], [`Error::Token`]), and a
 /// device that cannot or does not do the work (all others).
+///
+/// ```
+/// use everloop::layers::LstmConfig;
+/// use everloop::{Error, Parameters, Rng};
+/// let error = LstmConfig::new(0, 4).declare(&mut Parameters::new(), "lstm", &mut Rng::new(1)).unwrap_err();
+/// assert!(matches!(&error, Error::Config { found, .. } if found == "0"));
+/// println!("{error}"); // what was wrong, what would be right
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -9,6 +9,8 @@ use crate::tensor::Tensor;
 pub use crate::kernels::softmax_cross_entropy::IGNORE;
 
 /// What [`softmax_cross_entropy`] leaves on the device.
+///
+/// [`softmax_cross_entropy`] has an example.
 #[derive(Debug, Clone)]
 pub struct CrossEntropy {
     /// Mean of `-ln p[target]` over the targets that count, `[1]`.

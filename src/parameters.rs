@@ -11,6 +11,16 @@ use std::ops::Range;
 pub const ALIGNMENT: usize = 64;
 
 /// One parameter of a [`Parameters`] block.
+///
+/// ```
+/// use everloop::{Parameters, Rng, layers::DenseConfig};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// DenseConfig::new(3, 2).declare(&mut parameters, "head", &mut Rng::new(1))?;
+/// let weight = parameters.entry("head.weight")?;
+/// assert_eq!((weight.shape.as_slice(), weight.range.clone()), (&[2, 3][..], 0..6));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
     /// Its name, PyTorch's where PyTorch has one.
@@ -75,11 +85,19 @@ impl Parameters {
     }
 
     /// The values of a parameter, row-major.
+    ///
+    /// # Errors
+    ///
+    /// No parameter has this name.
     pub fn get(&self, name: &str) -> Result<&[f64]> {
         Ok(&self.values[self.entry(name)?.range.clone()])
     }
 
     /// Replaces the values of a parameter.
+    ///
+    /// # Errors
+    ///
+    /// No parameter has this name, or these are not as many finite numbers as it has.
     pub fn set(&mut self, name: &str, values: &[f64]) -> Result<()> {
         let range = self.entry(name)?.range.clone();
         check_values(name, range.len(), values)?;
@@ -88,6 +106,10 @@ impl Parameters {
     }
 
     /// Name, shape and place of a parameter.
+    ///
+    /// # Errors
+    ///
+    /// No parameter has this name.
     pub fn entry(&self, name: &str) -> Result<&Parameter> {
         let unknown = || Error::name("looking up a parameter", name, "is not known");
         self.by_name.get(name).map(|index| &self.entries[*index]).ok_or_else(unknown)

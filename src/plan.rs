@@ -28,6 +28,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What a slot is for.
+///
+/// [`Plan`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Floats written by the caller.
@@ -73,6 +75,8 @@ impl fmt::Display for Kind {
 }
 
 /// Where a slot's elements live.
+///
+/// [`Plan`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// In a buffer of its own.
@@ -84,6 +88,8 @@ pub enum Storage {
 }
 
 /// What the leading axes of a slot are.
+///
+/// [`Plan`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Rows {
     /// Nothing that has a time.
@@ -96,6 +102,8 @@ pub enum Rows {
 }
 
 /// A recurrent layer: what a trace says of its slots.
+///
+/// [`Plan`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     /// Path of its stack, such as `lstm`.
@@ -151,6 +159,8 @@ impl Slot {
 }
 
 /// The part of a training step a step of the plan belongs to.
+///
+/// [`Plan`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
     /// Outputs and loss.

@@ -61,6 +61,8 @@ pub struct StreamState {
 }
 
 /// The state of one layer, a row for each stream.
+///
+/// [`Stream`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerState {
     /// `[B, P]`

@@ -126,6 +126,12 @@ impl Sentences {
 }
 
 /// The words of a text, numbered in the order of their first appearance.
+///
+/// ```
+/// let words = everloop::text::Vocabulary::of("the cat, the hat");
+/// let ids = words.encode("the hat").unwrap();
+/// assert_eq!(words.decode(&ids).unwrap(), "The hat");
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vocabulary {
     spellings: Vec<String>,

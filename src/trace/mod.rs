@@ -43,6 +43,8 @@ use serde_json::{Value, json};
 use std::io::{self, Write};
 
 /// How much of each slot a [`Trace`] keeps.
+///
+/// [`trace`](self) has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     /// [`Statistics`] only.
@@ -53,6 +55,12 @@ pub enum Detail {
 
 /// A summary of some numbers. Least, largest, mean and norm are taken over the finite ones, and are NaN
 /// where there is none.
+///
+/// ```
+/// use everloop::trace::Statistics;
+/// let summary = Statistics::of(&[3.0, -4.0, f64::NAN]);
+/// assert_eq!((summary.min, summary.max, summary.norm, summary.non_finite), (-4.0, 3.0, 5.0, 1));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Statistics {
     /// How many numbers.
@@ -87,6 +95,8 @@ impl Statistics {
 }
 
 /// Where in an LSTM some numbers belong.
+///
+/// [`trace`](self) has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Layer number from 0.
@@ -98,6 +108,8 @@ pub struct Place {
 }
 
 /// What one step of a plan wrote into one slot, or into one time step of it.
+///
+/// [`trace`](self) has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// Index of the step in the plan.
@@ -148,6 +160,8 @@ impl Entry {
 /// Slots of an LSTM (gates, h, c and their gradients) are noted time step by time step, in the order
 /// the step worked on them; all others as a whole. Of a slot that is written in parts, only what the step
 /// wrote is noted.
+///
+/// [`trace`](self) has an example.
 #[derive(Debug, Clone)]
 pub struct Trace {
     detail: Detail,
@@ -176,6 +190,10 @@ impl Trace {
     }
 
     /// Writes one line for each entry, and one for each row of its values where they were kept.
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         let width = |longest: fn(&Entry) -> usize| self.entries.iter().map(longest).max().unwrap_or(0);
         let (kernel, slot) = (width(|e| e.kernel.len()), width(|e| e.slot.len()));
@@ -209,6 +227,10 @@ impl Trace {
     }
 
     /// Writes one JSON object on a line for each entry; see [`Entry::to_json`].
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
     pub fn write_json_lines(&self, out: &mut impl Write) -> io::Result<()> {
         self.entries.iter().try_for_each(|entry| writeln!(out, "{}", entry.to_json()))
     }

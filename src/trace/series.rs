@@ -29,6 +29,8 @@ use ndarray::{Array2, Array3, Axis, Ix2, Ix3, concatenate, s};
 pub type Named<'a> = (&'static str, &'static str, &'a Array2<f64>);
 
 /// h and c, or their gradients, each `[B, H]`; with a projection h is `[B, P]`.
+///
+/// [`SeriesCell`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesState {
     /// Hidden state.
@@ -40,6 +42,8 @@ pub struct SeriesState {
 /// Gradients of one time step of one LSTM layer, all of the loss with respect to what the name says.
 ///
 /// Gradients of gates are those of the *pre-activations*: the derivative of the activation is in them.
+///
+/// [`SeriesCell`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesGradients {
     /// `dHt [B, H]`: h of this step, from above and from the next step together.
@@ -85,6 +89,8 @@ impl SeriesGradients {
 }
 
 /// One time step of one LSTM layer and direction. All arrays are `[B, H]`; with a projection h is `[B, P]`.
+///
+/// [`SeriesCell`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesStep {
     /// Time step t.

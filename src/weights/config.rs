@@ -12,6 +12,8 @@ const OURS: &str = "everloop.";
 const LONGEST: usize = 1 << 16;
 
 /// A configuration that files hold; see [`Weights::config`].
+///
+/// [`Weights::config`] has an example.
 pub trait Config: Serialize + DeserializeOwned {
     /// Its kind in a file: the type's name.
     const KIND: &'static str;

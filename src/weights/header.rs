@@ -30,6 +30,18 @@ pub(super) struct Entry<'a> {
 }
 
 /// A tensor of a file: where it lies and what it holds.
+///
+/// ```
+/// use everloop::weights::{self, Dtype, Export, Weights};
+/// use everloop::{Parameters, Rng, layers::DenseConfig};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// DenseConfig::new(3, 2).declare(&mut parameters, "head", &mut Rng::new(1))?;
+/// let file = Weights::from_bytes(&weights::to_bytes(&parameters, &Export::new())?)?;
+/// let bias = file.get("head.bias").unwrap();
+/// assert_eq!((bias.shape(), bias.dtype(), file.bytes(bias).len()), (&[2][..], Dtype::F32, 8));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     name: Box<str>,

@@ -47,6 +47,8 @@ use super::write::{Array, fits};
 use crate::error::{Result, ensure};
 
 /// How a framework arranges the weights of an LSTM layer; see the [table](self).
+///
+/// [`Import`](super::Import) has an example.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Layout {
     /// PyTorch's `LSTMCell`, and ours; a stack's names have `_l{k}` and `_reverse` behind.

@@ -6,6 +6,8 @@ use crate::error::Result;
 use std::fmt;
 
 /// What became of a tensor.
+///
+/// [`ImportReport`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
     /// Imported, or by [`Weights::compare`](super::Weights::compare) to be imported.
@@ -33,6 +35,8 @@ impl Status {
 }
 
 /// One line of an [`ImportReport`].
+///
+/// [`ImportReport`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
     /// The tensor's name in the file, or the name it would have there.

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// An LSTM found in a file.
+///
+/// [`Survey`] has an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// What stands before its tensors' names, with the separator.

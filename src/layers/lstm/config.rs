@@ -12,6 +12,12 @@ use crate::weights::tables::{HIGHWAY, Part, Sizes, name_in_stack};
 use serde::{Deserialize, Serialize};
 
 /// Where the two directions of a bidirectional stack meet.
+///
+/// ```
+/// use everloop::layers::{Join, LstmConfig};
+/// let config = LstmConfig::new(3, 4).with_layers(2).with_bidirectional(Join::Layers);
+/// assert_eq!(config.output_size(), 8);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Join {
     /// After every layer: each layer above reads both directions (PyTorch).
@@ -22,6 +28,16 @@ pub enum Join {
 }
 
 /// The bias vectors of each layer and direction.
+///
+/// ```
+/// use everloop::layers::{Bias, LstmConfig};
+/// use everloop::{Parameters, Rng};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// LstmConfig::new(3, 4).with_bias(Bias::One).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// assert!(parameters.get("lstm.bias_ih_l0").is_ok() && parameters.get("lstm.bias_hh_l0").is_err());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Bias {
     /// None.
@@ -34,6 +50,17 @@ pub enum Bias {
 }
 
 /// How a layer above the first is connected to its input x; its output is y.
+///
+/// ```
+/// use everloop::layers::{Connection, LstmConfig};
+/// use everloop::{Parameters, Rng};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// let config = LstmConfig::new(4, 4).with_layers(2).with_connection(Connection::Highway);
+/// config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// assert_eq!(parameters.entry("lstm.weight_highway_l1")?.shape, [4, 4]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Connection {
     /// y alone.
@@ -268,6 +295,10 @@ impl LstmConfig {
     /// | `weight_peephole_l{k}[_reverse]` | `[3H]` | `peephole`: to i, f, o |
     /// | `layer_norm_l{k}[_reverse]` | `[2, 5H]` | `layer_norm`: gains, then shifts, of i, f, g, o, c |
     /// | `weight_highway_l{k}[_reverse]`, `bias_highway_l{k}[_reverse]` | `[D, D]`, `[D]` | [`Connection::Highway`] |
+    ///
+    /// # Errors
+    ///
+    /// What [`validate`](Self::validate) refuses, and names that are taken.
     pub fn declare(&self, parameters: &mut Parameters, name: &str, rng: &mut Rng) -> Result<super::Lstm> {
         self.validate()?;
         for (layer, direction) in (0..self.layers()).flat_map(|k| self.directions().iter().map(move |d| (k, *d))) {

@@ -6,6 +6,8 @@ use crate::weights::tables::{Part, Sizes};
 use serde::{Deserialize, Serialize};
 
 /// How a matrix is filled.
+///
+/// [`Init`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Fill {
     /// Uniform in +-1/sqrt(H), as PyTorch's `nn.LSTM`.
@@ -18,6 +20,17 @@ pub enum Fill {
 }
 
 /// Initial values of an LSTM's parameters; PyTorch's at first.
+///
+/// ```
+/// use everloop::layers::{Fill, Init, LstmConfig};
+/// use everloop::{Parameters, Rng};
+/// # fn main() -> everloop::Result<()> {
+/// let mut parameters = Parameters::new();
+/// let init = Init { input: Fill::Glorot, recurrent: Fill::Orthogonal, forget_bias: Some(1.0) };
+/// LstmConfig::new(3, 2).with_init(init).declare(&mut parameters, "lstm", &mut Rng::new(1))?;
+/// assert_eq!(parameters.get("lstm.bias_ih_l0")?, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Init {

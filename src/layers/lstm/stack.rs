@@ -69,6 +69,8 @@ pub struct LstmInputs<'a> {
 }
 
 /// What an [`Lstm`] leaves behind.
+///
+/// [`LstmInputs`] has an example.
 #[derive(Debug, Clone)]
 pub struct LstmOutput {
     /// h of the last layer at every step, `[T, B, D P]`: forward direction first. (With `batch_first`
