@@ -1,7 +1,8 @@
 //! Parameters by name: all values in one flat block, so that norm, clip and optimizer are passes over it.
 
 use crate::error::{Error, Result, ensure};
-use crate::weights::Config;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -9,6 +10,20 @@ use std::ops::Range;
 /// Every tensor starts on a multiple of this many floats: 256 bytes, the storage offset alignment that
 /// every WebGPU device accepts.
 pub const ALIGNMENT: usize = 64;
+
+/// The configuration of what was declared, which files hold too; [`Weights::config`](crate::weights::Weights::config)
+/// has an example.
+pub trait Config: Serialize + DeserializeOwned {
+    /// Its kind in a file: the type's name.
+    const KIND: &'static str;
+
+    /// Checks sizes and options.
+    ///
+    /// # Errors
+    ///
+    /// What the type's own `validate` refuses.
+    fn check(&self) -> Result<()>;
+}
 
 /// One parameter of a [`Parameters`] block.
 ///

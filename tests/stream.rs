@@ -11,10 +11,10 @@ use everloop::{Device, Error, Parameters, Recorder, Rng, Store, Stream, Workspac
 fn configs() -> Vec<LstmConfig> {
     let three = LstmConfig::new(5, 24).with_layers(3);
     vec![
-        LstmConfig::new(1, 1),
+        LstmConfig::new(1, 1).with_bias(Bias::None),
         LstmConfig::new(40, 128).with_layers(2),
         LstmConfig::new(3, 33).with_bias(Bias::One).with_projection(7).with_peephole().with_cell_clip(0.4),
-        LstmConfig::new(300, 70).with_layer_norm(1e-5).with_bias(Bias::None).with_coupled_gates(),
+        LstmConfig { bidirectional: None, ..LstmConfig::new(300, 70).with_everything() },
         three.clone().with_connection(Connection::Highway).with_forget_bias(1.0),
         three.with_connection(Connection::Residual).with_batch_first().with_projection(24).with_proj_clip(0.1),
     ]

@@ -1426,7 +1426,7 @@ fn configs() -> Vec<LstmConfig> {
     let deep = plain.clone().with_layers(2);
     vec![
         plain.clone(),
-        plain.clone().with_coupled_gates().with_peephole().with_cell_clip(0.1 + 0.2),
+        plain.clone().with_layers(2).with_everything().with_cell_clip(0.1 + 0.2),
         plain.clone().with_projection(3).with_proj_clip(1.0 / 3.0).with_bias(Bias::None),
         plain.clone().with_layer_norm(1e-5 / 3.0).with_forget_bias(-0.0).with_bias(Bias::One),
         plain.clone().with_bidirectional(Join::Stacks).with_batch_first().with_forget_bias(f64::MIN_POSITIVE),
@@ -1438,7 +1438,7 @@ fn configs() -> Vec<LstmConfig> {
         }),
         deep.clone().with_connection(Connection::Residual).with_dropout(0.1).with_recurrent_dropout(1.0 / 7.0),
         deep.clone().with_connection(Connection::Highway).with_variational_dropout().with_forget_bias(1.0),
-        deep.clone().with_bidirectional(Join::Layers).with_coupled_gates().with_forget_bias(f32::MIN_POSITIVE as f64),
+        deep.clone().with_bidirectional(Join::Layers).with_forget_bias(f32::MIN_POSITIVE as f64),
         deep.with_bidirectional(Join::Stacks).with_hidden_sizes(&[3, 5, 2]).with_cell_clip(3.0000000000000004),
         // around one layer there is no connection, and no weights tell of it
         plain.with_connection(Connection::Highway),
@@ -1503,7 +1503,7 @@ fn configs_come_back_from_our_files() {
     // configurations count neither for equality nor for arrays
     let (mut one, mut other) = (Parameters::new(), Parameters::new());
     LstmConfig::new(1, 1).declare(&mut one, "", &mut Rng::new(1)).unwrap();
-    LstmConfig::new(1, 1).with_coupled_gates().declare(&mut other, "", &mut Rng::new(1)).unwrap();
+    LstmConfig::new(1, 1).with_batch_first().declare(&mut other, "", &mut Rng::new(1)).unwrap();
     assert_eq!(one, other);
     let arrays = [Array { name: "a".into(), shape: vec![1], values: vec![0.0] }];
     let arrays = Weights::from_bytes(&weights::arrays_to_bytes(&arrays, &Export::new()).unwrap()).unwrap();

@@ -3,7 +3,7 @@
 use super::F32;
 use crate::device::Device;
 use crate::error::Result;
-use crate::layers::{self, Bias, Connection, DenseConfig, Dropout, Join, LstmConfig, LstmInputs, LstmState};
+use crate::layers::{self, DenseConfig, Dropout, Join, LstmConfig, LstmInputs, LstmState};
 use crate::loss;
 use crate::parameters::Parameters;
 use crate::plan::{Kind, Plan, Storage};
@@ -61,23 +61,8 @@ pub(super) fn forms() -> Vec<Form> {
         form("projection, peepholes, clips", projected.with_peephole().with_cell_clip(0.4), 6, 5, false),
         form("layer norm, dropout", dropped.clone().with_layer_norm(1e-2), 6, 5, false),
         form("in reverse", LstmConfig::new(7, 20).with_reverse(), 6, 5, true),
-        form("everything at once", everything(dropped), 5, 9, true),
+        form("everything at once", dropped.with_everything(), 5, 9, true),
     ]
-}
-
-/// All options that do not exclude each other.
-fn everything(config: LstmConfig) -> LstmConfig {
-    config
-        .with_bidirectional(Join::Layers)
-        .with_projection(10)
-        .with_proj_clip(0.2)
-        .with_peephole()
-        .with_cell_clip(0.6)
-        .with_coupled_gates()
-        .with_layer_norm(1e-2)
-        .with_variational_dropout()
-        .with_connection(Connection::Highway)
-        .with_bias(Bias::One)
 }
 
 /// A model of every layer: LSTM of some form with given state, dense, both losses.

@@ -11,6 +11,21 @@ pub use lstm::{Bias, Connection, Dropout, Fill, Init, Join, Lstm, LstmConfig, Ls
 pub use ops::{add, columns, concatenate, multiply};
 
 use crate::error::{Error, Result, ensure};
+use crate::parameters::Config;
+
+macro_rules! configs {
+    ($($config:ident),*) => {
+        $(impl Config for $config {
+            const KIND: &'static str = stringify!($config);
+
+            fn check(&self) -> Result<()> {
+                self.validate()
+            }
+        })*
+    };
+}
+
+configs!(LstmConfig, DenseConfig, EmbeddingConfig);
 
 /// `prefix.last`, or `last` where the prefix is empty.
 pub(crate) fn path(prefix: &str, last: &str) -> String {

@@ -2,43 +2,12 @@
 
 use super::{Weights, message};
 use crate::error::{Result, ensure};
-use crate::layers::{DenseConfig, EmbeddingConfig, LstmConfig};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use crate::parameters::Config;
 
 /// Before every key.
 const OURS: &str = "everloop.";
 /// A longer text is no configuration of ours.
 const LONGEST: usize = 1 << 16;
-
-/// A configuration that files hold; see [`Weights::config`].
-///
-/// [`Weights::config`] has an example.
-pub trait Config: Serialize + DeserializeOwned {
-    /// Its kind in a file: the type's name.
-    const KIND: &'static str;
-
-    /// Checks sizes and options.
-    ///
-    /// # Errors
-    ///
-    /// What the type's own `validate` refuses.
-    fn check(&self) -> Result<()>;
-}
-
-macro_rules! configs {
-    ($($config:ident),*) => {
-        $(impl Config for $config {
-            const KIND: &'static str = stringify!($config);
-
-            fn check(&self) -> Result<()> {
-                self.validate()
-            }
-        })*
-    };
-}
-
-configs!(LstmConfig, DenseConfig, EmbeddingConfig);
 
 /// The key of the configuration of what has this path in the file.
 pub(super) fn key(kind: &str, path: &str) -> String {
@@ -76,7 +45,7 @@ impl Weights {
     /// use everloop::{Parameters, Rng};
     /// # fn main() -> everloop::Result<()> {
     /// let mut parameters = Parameters::new();
-    /// let config = LstmConfig::new(3, 4).with_coupled_gates().with_cell_clip(3.0);
+    /// let config = LstmConfig::new(3, 4).with_cell_clip(3.0);
     /// config.declare(&mut parameters, "lstm", &mut Rng::new(1))?;
     /// let bytes = weights::to_bytes(&parameters, &Export::new())?;
     ///

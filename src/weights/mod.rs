@@ -67,7 +67,7 @@ pub(crate) mod tables;
 pub mod textbook;
 mod write;
 
-pub use config::Config;
+pub use crate::parameters::Config;
 pub use dtype::Dtype;
 pub use header::TensorInfo;
 pub use import::Import;

@@ -320,6 +320,21 @@ impl LstmConfig {
         Ok(super::Lstm { config: self.clone(), name: name.to_string() })
     }
 
+    /// Every option of cell and stack that does not exclude another, for examinations: a new one is added here.
+    #[doc(hidden)]
+    pub fn with_everything(self) -> Self {
+        self.with_bidirectional(Join::Layers)
+            .with_projection(10)
+            .with_proj_clip(0.2)
+            .with_peephole()
+            .with_cell_clip(0.6)
+            .with_coupled_gates()
+            .with_layer_norm(1e-2)
+            .with_variational_dropout()
+            .with_connection(Connection::Highway)
+            .with_bias(Bias::One)
+    }
+
     /// What neither names nor shapes of parameters tell, in words.
     pub(crate) const UNTOLD: &str = "batch first, dropout, activations, coupled gates, clips, residual connections, \
                                      a forget bias outside the vectors";
