@@ -85,6 +85,9 @@ fn main() -> Result<()> {
         let (x, y) = (rec.input("x", &[1000])?, rec.activation("out", &[1000])?);
         rec.push(ClippedRelu { len: 1000, ceiling: 0.3 }, Tensors { x: &x, y: &y })
     });
-    println!("{:?}", pollster::block_on(doctor::examine_async(&device, &[case])).rows.last());
+    let report = pollster::block_on(doctor::examine_async(&device, &[case]));
+    for row in report.rows.iter().filter(|row| row.name.starts_with("clipped_relu")) {
+        println!("{}: error over tolerance, or what went wrong: {:.4?}", row.name, row.outcome);
+    }
     Ok(())
 }
