@@ -284,10 +284,10 @@ impl Device {
     pub async fn auto_async() -> Device {
         match Device::find(Wanted::Real, "the best GPU of this machine".into()).await {
             Ok(device) => device,
-            Err(_) if !cfg!(feature = "gpu") => {
-                Device { reason: "built without the feature `gpu`".into(), ..Device::cpu() }
+            Err(error) if cfg!(feature = "gpu") => {
+                Device { reason: format!("no GPU to use: {error}"), ..Device::cpu() }
             }
-            Err(error) => Device { reason: format!("no GPU to use: {error}"), ..Device::cpu() },
+            Err(_) => Device { reason: "built without the feature `gpu`".into(), ..Device::cpu() },
         }
     }
 

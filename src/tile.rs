@@ -221,10 +221,7 @@ pub(crate) fn each_panel<'a, T: Float>(
 #[inline(always)]
 pub(crate) fn pair<'a, T>(list: &'a mut [&mut [T]], first: usize, second: usize) -> (&'a mut [T], &'a mut [T]) {
     let (low, high) = list.split_at_mut(first.max(second));
-    match first < second {
-        true => (&mut *low[first], &mut *high[0]),
-        false => (&mut *high[0], &mut *low[second]),
-    }
+    if first < second { (&mut *low[first], &mut *high[0]) } else { (&mut *high[0], &mut *low[second]) }
 }
 
 /// Calls `$block::<N, rows, FMA>(..)` with the number of rows of a block as a constant.

@@ -211,10 +211,7 @@ pub async fn examine_async(device: &Device, extra: &[Case]) -> Report {
     }
     for class in classes {
         let device = device.clone().with_shaders_for(*class);
-        let shaders = match device.is_gpu() {
-            true => format!(", as on {class:?}").to_lowercase(),
-            false => String::new(),
-        };
+        let shaders = if device.is_gpu() { format!(", as on {class:?}").to_lowercase() } else { String::new() };
         for form in forms() {
             let name = format!("{}{shaders}", form.name);
             rows.push(Row::of("model", name.clone(), check_model(&device, &form)).await);

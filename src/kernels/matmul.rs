@@ -69,10 +69,7 @@ impl<'a> Matrix<'a> {
     /// Rows and columns, and the distance of each.
     fn layout(&self) -> ([usize; 2], [u32; 2]) {
         let (rows, columns) = (self.tensor.rows(), self.tensor.columns());
-        match self.transposed {
-            true => ([columns, rows], [1, columns as u32]),
-            false => ([rows, columns], [columns as u32, 1]),
-        }
+        if self.transposed { ([columns, rows], [1, columns as u32]) } else { ([rows, columns], [columns as u32, 1]) }
     }
 }
 

@@ -418,9 +418,8 @@ impl Memory {
             if let Some(buffer) = buffer {
                 for at in [0, GUARD + slot.bytes()] {
                     let bytes = self.read_bytes(buffer.clone(), at, GUARD).await?;
-                    if bytes.chunks_exact(4).any(|word| word != GUARD_WORD.to_le_bytes()) {
-                        return Err(Error::Guard { slot: slot.name.clone() });
-                    }
+                    let whole = bytes.chunks_exact(4).all(|word| word == GUARD_WORD.to_le_bytes());
+                    ensure!(whole, Error::Guard { slot: slot.name.clone() });
                 }
             }
         }
@@ -432,9 +431,8 @@ impl Memory {
                     bytes[4 * at..4 * (at + slot.len())].fill(0);
                 }
             }
-            if bytes.iter().any(|byte| *byte != 0) {
-                return Err(Error::Guard { slot: "the block of all gradients".into() });
-            }
+            let clean = bytes.iter().all(|byte| *byte == 0);
+            ensure!(clean, Error::Guard { slot: "the block of all gradients".into() });
         }
         Ok(())
     }

@@ -11,10 +11,7 @@ use crate::tile;
 pub(super) fn execute<T: Float>(k: &Sequence, s: Slices<'_, T>, scratch: &mut Scratch<T>) {
     let ([_, _, hidden, outputs], lanes) = (k.sizes(), tile::lanes::<T>());
     let units = hidden.next_multiple_of(lanes);
-    let (projected, inner) = match k.has(PROJECTION) {
-        true => (outputs.next_multiple_of(4 * lanes), hidden),
-        false => (0, 0),
-    };
+    let (projected, inner) = if k.has(PROJECTION) { (outputs.next_multiple_of(4 * lanes), hidden) } else { (0, 0) };
     // of a direction: weight_hh as [panel][k][gate][lane], weight_hr as [panel][k][4 lanes]
     let weights = ([outputs * GATES * units, hidden * projected], [s.weight_hh, s.weight_hr]);
     let division = Division::new(k, scratch, weights, |[panels, output_panels], [weight_hh, weight_hr]| {

@@ -173,10 +173,7 @@ impl Lstm {
         let mut result = LstmOutput { output, state: Vec::new(), cells: Vec::new() };
         for (layer, direction, outputs) in states {
             let LstmState { h, c } = outputs.last;
-            result.state.push(match unbatched {
-                true => LstmState { h: h.row(0)?, c: c.row(0)? },
-                false => LstmState { h, c },
-            });
+            result.state.push(if unbatched { LstmState { h: h.row(0)?, c: c.row(0)? } } else { LstmState { h, c } });
             if inputs.cells {
                 result.cells.push(finish(rec, at(layer).slot(direction, "cells"), &[&outputs.c])?);
             }
